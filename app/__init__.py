@@ -1,0 +1,111 @@
+"""The billing control plane. `create_app` is the only place that puts its parts together."""
+
+import logging.config
+
+import flask_smorest
+from flask import Flask, Response, request
+from flask_swagger_ui import get_swaggerui_blueprint
+from werkzeug.exceptions import HTTPException
+
+from app import auth, errors
+from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
+from app.config import Settings, load_settings
+from app.http import BATCH_LIMIT, BODY_LIMIT
+from app.observe import logging_config, observe
+from app.parts import Parts
+from app.ratelimit import limit_rates
+from app.schemas.base import ErrorSchema
+from cli import register_commands
+
+__version__ = "0.1.0"
+
+
+class Api(flask_smorest.Api):
+    """flask-smorest with our error shape."""
+
+    ERROR_SCHEMA = ErrorSchema
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        return errors.http_error(error)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application, for gunicorn, the console and tests. Touches neither database, keys nor network."""
+    settings = settings or load_settings()
+    logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
+    app = Flask("app", static_folder=None)
+    app.extensions["parts"] = Parts(settings)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.compact = True  # type: ignore[attr-defined]
+    app.config.update(
+        MAX_CONTENT_LENGTH=BODY_LIMIT,
+        API_TITLE="Zemfyre billing control plane",
+        API_VERSION=__version__,
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        OPENAPI_JSON_PATH="openapi.json",
+        API_SPEC_OPTIONS={
+            "info": {"description": "Customers, subscriptions, licenses and usage of the IoT platform."},
+            "components": {
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "An admin key, or a customer's own license.",
+                    }
+                }
+            },
+        },
+    )
+    observe(app)
+    limit_rates(app, settings)
+    errors.register_error_handlers(app)
+    api = Api(app)
+    for module in (customers, subscriptions, licenses, usage, webhooks):
+        api.register_blueprint(module.blp)
+    for pages in (checkout, health):
+        app.register_blueprint(pages.blp)
+    app.register_blueprint(
+        get_swaggerui_blueprint("/docs", "/openapi.json", {"app_name": "Zemfyre billing API"})
+    )
+    app.add_url_rule("/docs", "swagger_ui.show")
+    for endpoint in ("swagger_ui.show", "api-docs.openapi_json"):
+        app.view_functions[endpoint] = auth.public(app.view_functions[endpoint])
+    _protect(app, settings)
+    register_commands(app)
+    return app
+
+
+def _protect(app: Flask, settings: Settings) -> None:
+    """Body limits before a body is read, security headers, and CORS only for origins that are named."""
+
+    @app.before_request
+    def cap_body() -> None:
+        if request.path == "/api/usage/reports":
+            request.max_content_length = BATCH_LIMIT
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        headers = response.headers
+        headers.setdefault("Cache-Control", "no-store")
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["X-Frame-Options"] = "DENY"
+        headers["Referrer-Policy"] = "no-referrer"
+        if settings.base_url.startswith("https://"):
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        if response.mimetype == "text/html":
+            # The API page starts itself with an inline script and draws with inline styles.
+            script = "'self' 'unsafe-inline'" if request.path.startswith("/docs") else "'none'"
+            headers["Content-Security-Policy"] = (
+                f"default-src 'self'; script-src {script}; style-src 'self' 'unsafe-inline'; "
+                "img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+            )
+        origin = request.headers.get("Origin")
+        if origin and origin in settings.cors_origins:
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Allow-Headers"] = (
+                "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
+            )
+            headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH"
+            headers.add("Vary", "Origin")
+        return response

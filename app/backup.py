@@ -1,0 +1,63 @@
+"""Backup and restore by PostgreSQL's own programs, of a version that fits the server."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from app import embedded
+from app.config import ConfigError
+from app.db import Database
+from app.errors import Conflict, DomainError
+
+
+def backup(url: str, file: str) -> None:
+    """Dump the database into `file`, whole or not at all. Raises DomainError with pg_dump's last line."""
+    target = Path(file).absolute()
+    descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(descriptor)
+    try:
+        _run(
+            "pg_dump",
+            "--format=custom",
+            "--no-owner",
+            "--no-privileges",
+            f"--file={scratch}",
+            f"--dbname={url}",
+        )
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def restore(db: Database, file: str) -> None:
+    """Load a dump in one transaction. Raises Conflict when the database holds customers already."""
+    with db.statement() as cur:
+        migrated = cur.the("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
+        if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
+            raise Conflict("This database holds customers. Restore into an empty one.")
+    _run(
+        "pg_restore", "--single-transaction", "--clean", "--if-exists", "--no-owner", "--no-privileges",
+        f"--dbname={db.url}", str(Path(file).absolute()),
+    )  # fmt: skip
+
+
+def _run(program: str, *args: str) -> None:
+    done = subprocess.run([_find(program), *args], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise DomainError(f"{program} failed: {said[0]}")
+
+
+def _find(program: str) -> str:
+    """The wheel's program, which is of a current version; else the one on PATH."""
+    try:
+        return str(embedded.bin_dir() / program)
+    except ConfigError:
+        found = shutil.which(program)
+        if found is None:
+            raise DomainError(
+                f"{program} is not installed; it comes with PostgreSQL's client programs."
+            ) from None
+        return found

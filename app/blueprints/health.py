@@ -1,0 +1,32 @@
+"""Is it alive, is it ready, and the metrics."""
+
+from flask import Blueprint, Response, jsonify
+
+from app.auth import unlimited
+from app.services.health import failing_parts, metrics_text
+
+blp = Blueprint("health", __name__)
+
+
+@blp.get("/health")
+@unlimited
+def alive() -> Response:
+    """The process answers; nothing else is asked."""
+    return jsonify(status="ok")
+
+
+@blp.get("/health/ready")
+@unlimited
+def ready() -> tuple[Response, int]:
+    """200 when requests can be served, else 503 with what fails."""
+    failing = failing_parts()
+    if failing:
+        return jsonify(status="unavailable", failing=failing), 503
+    return jsonify(status="ready", failing={}), 200
+
+
+@blp.get("/metrics")
+@unlimited
+def metrics() -> Response:
+    text, content_type = metrics_text()
+    return Response(text, content_type=content_type)

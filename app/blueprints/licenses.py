@@ -1,0 +1,110 @@
+"""Licenses and keys over HTTP."""
+
+from typing import Any
+
+from flask import Response, jsonify, request
+
+from app.auth import admin, own_or_expired, public
+from app.db import Row
+from app.http import Blueprint
+from app.licenses import ALGORITHM, rfc3339
+from app.parts import parts
+from app.schemas.licenses import (
+    JwksAnswer,
+    LicenseAnswer,
+    PublicKeyAnswer,
+    RevocationAnswer,
+    RevocationsAnswer,
+    RevokeWish,
+    VerifyAnswer,
+    VerifyWish,
+)
+from app.schemas.subscriptions import NoWish
+from app.services import licenses
+
+blp = Blueprint("licenses", __name__, description="What they may use, in a signed token")
+
+
+@blp.route("/api/licenses/<customer_id>", methods=["GET"])
+@own_or_expired
+@blp.response(200, LicenseAnswer)
+def show(customer_id: str) -> Row:
+    """Hand out the current license"""
+    current = licenses.current_license(customer_id)
+    key = licenses.find_key(current["kid"]) or parts().keyring.signing_key().public
+    return current | {"license": current["token"], "public_key": key.pem}
+
+
+@blp.route("/api/licenses/<customer_id>/revoke", methods=["POST"])
+@admin
+@blp.arguments(RevokeWish, required=False)
+@blp.response(200, RevocationAnswer)
+def revoke(body: dict[str, Any], customer_id: str) -> Row:
+    """Revoke every license of a customer, and give out none until reinstated"""
+    return _standing(licenses.revoke(customer_id, body["reason"]))
+
+
+@blp.route("/api/licenses/<customer_id>/reinstate", methods=["POST"])
+@admin
+@blp.arguments(NoWish, required=False)
+@blp.response(200, RevocationAnswer)
+def reinstate(_: dict[str, Any], customer_id: str) -> Row:
+    """Give out licenses again, beginning with a new one"""
+    customer, license_row = licenses.reinstate(customer_id)
+    return _standing(customer) | {"license": license_row["token"]}
+
+
+@blp.route("/api/licenses/verify", methods=["POST"])
+@public
+@blp.arguments(VerifyWish)
+@blp.response(200, VerifyAnswer)
+def verify(body: dict[str, Any]) -> Row:
+    """Tell whether a license holds, and if not, why"""
+    code, token = licenses.verify(body["license"])
+    answer: Row = {"valid": code in ("VALID", "SUPERSEDED"), "code": code}
+    return answer | {"claims": token.claims} if token else answer
+
+
+@blp.route("/api/licenses/public-key", methods=["GET"])
+@public
+@blp.response(200, PublicKeyAnswer)
+def public_key() -> Row:
+    """The key that signs now"""
+    key = parts().keyring.signing_key().public
+    return {"public_key": key.pem, "kid": key.kid, "algorithm": ALGORITHM}
+
+
+@blp.route("/.well-known/jwks.json", methods=["GET"])
+@public
+@blp.response(200, JwksAnswer)
+def jwks() -> Response:
+    """Every key that a living license may be signed with (RFC 7517)"""
+    answer = jsonify(keys=[key.as_jwk() for key in licenses.published_keys()])
+    return _cacheable(answer, seconds=300)
+
+
+@blp.route("/api/licenses/revocations", methods=["GET"])
+@public
+@blp.response(200, RevocationsAnswer)
+def revocations() -> Response:
+    """The signed list of revoked licenses, to check offline"""
+    token, _, expires_at = licenses.revocation_list()
+    return _cacheable(jsonify(revocations=token, expiresAt=rfc3339(expires_at)), seconds=300)
+
+
+def _cacheable(response: Response, *, seconds: int) -> Response:
+    """With ETag and Cache-Control; 304 for whoever has it already."""
+    response.headers["Cache-Control"] = f"public, max-age={seconds}"
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+def _standing(customer: Row) -> Row:
+    revoked_at = customer["revoked_at"]
+    return {
+        "customer_id": customer["customer_id"],
+        "revoked": revoked_at is not None,
+        "revoked_at": revoked_at,
+        "reason": customer["revoke_reason"],
+    }

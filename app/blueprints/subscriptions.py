@@ -1,0 +1,83 @@
+"""Subscriptions over HTTP."""
+
+from typing import Any
+
+from app.auth import admin, caller, own, require_own
+from app.db import Row
+from app.http import Blueprint
+from app.idempotency import idempotent, idempotent_beyond
+from app.schemas.subscriptions import (
+    CancelWish,
+    CheckoutAnswer,
+    CheckoutWish,
+    LicensedSubscriptionAnswer,
+    NoWish,
+    SubscriptionAnswer,
+    TrialWish,
+    UpgradeWish,
+)
+from app.services import subscriptions
+
+blp = Blueprint(
+    "subscriptions", __name__, url_prefix="/api/subscriptions", description="What they subscribe to"
+)
+
+
+@blp.route("/create-checkout", methods=["POST"], errors=(404, 409, 502))
+@own
+@idempotent_beyond
+@blp.arguments(CheckoutWish)
+@blp.response(201, CheckoutAnswer)
+def create_checkout(body: dict[str, Any]) -> Row:
+    """Open a Stripe Checkout page"""
+    require_own(body["customer_id"])
+    return subscriptions.start_checkout(**body)
+
+
+@blp.route("/create-trial", methods=["POST"], errors=(404, 409))
+@admin
+@idempotent
+@blp.arguments(TrialWish)
+@blp.response(201, LicensedSubscriptionAnswer)
+def create_trial(body: dict[str, Any]) -> Row:
+    """Begin the one trial of a plan"""
+    return _answer(*subscriptions.create_trial(**body))
+
+
+@blp.route("/<any_id>", methods=["GET"])
+@own
+@blp.response(200, SubscriptionAnswer)
+def show(any_id: str) -> Row:
+    """Show a subscription, or the one that counts for a customer"""
+    return {"subscription": subscriptions.get_subscription(any_id, only_of=caller().customer_id)}
+
+
+@blp.route("/<subscription_id>/upgrade", methods=["POST"], errors=(402, 409, 502))
+@admin
+@blp.arguments(UpgradeWish)
+@blp.response(200, LicensedSubscriptionAnswer)
+def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
+    """Move to another plan, up or down"""
+    return _answer(*subscriptions.upgrade(subscription_id, body["plan"]))
+
+
+@blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
+@admin
+@blp.arguments(CancelWish, required=False)
+@blp.response(200, SubscriptionAnswer)
+def cancel(body: dict[str, Any], subscription_id: str) -> Row:
+    """End now, or at the end of the paid period"""
+    return {"subscription": subscriptions.cancel(subscription_id, at_period_end=body["at_period_end"])}
+
+
+@blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
+@admin
+@blp.arguments(NoWish, required=False)
+@blp.response(200, SubscriptionAnswer)
+def resume(_: dict[str, Any], subscription_id: str) -> Row:
+    """Withdraw a pending cancellation"""
+    return {"subscription": subscriptions.resume(subscription_id)}
+
+
+def _answer(subscription: Row, license_row: Row | None) -> Row:
+    return {"subscription": subscription, "license": license_row and license_row["token"]}

@@ -1,0 +1,104 @@
+"""Usage over HTTP."""
+
+from typing import Any
+
+from flask import Response, jsonify
+from marshmallow import ValidationError
+
+from app.auth import admin, caller, own, own_or_expired, own_report, require_own
+from app.db import Row
+from app.errors import DomainError, Invalid
+from app.http import Blueprint
+from app.parts import parts
+from app.queries import customers
+from app.schemas.paging import DaysQuery, ReportsQuery, cursor
+from app.schemas.usage import (
+    BatchAnswer,
+    NewReport,
+    OverviewAnswer,
+    ReportAnswer,
+    Reports,
+    UsageAnswer,
+    report_answer,
+    report_json,
+)
+from app.services import usage
+
+blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
+_report = NewReport()
+
+
+@blp.route("/report", methods=["POST"], errors=(404, 409))
+@own_report
+@blp.arguments(NewReport)
+@blp.response(201, ReportAnswer)
+@blp.alt_response(200, schema=ReportAnswer, description="The same report was stored before")
+def report(body: dict[str, Any]) -> Response:
+    """Take in a usage report, and renew the license if need be"""
+    require_own(body["customer_id"])
+    answer, is_new = usage.receive_report(body, caller().jti)
+    response = jsonify(report_answer(answer))
+    response.status_code = 201 if is_new else 200
+    return response
+
+
+@blp.route("/reports", methods=["POST"])
+@own_or_expired
+@blp.arguments(Reports)
+@blp.response(200, BatchAnswer)
+def reports(body: dict[str, Any]) -> Row:
+    """Take in up to 1000 reports, each judged by itself"""
+    results = usage.receive_batch([_judge(item) for item in body["reports"]], caller().customer_id)
+    statuses = [result["status"] for result in results]
+    return {
+        "accepted": statuses.count(201),
+        "duplicates": statuses.count(200),
+        "rejected": sum(status >= 400 for status in statuses),
+        "results": results,
+    }
+
+
+@blp.route("/<customer_id>", methods=["GET"])
+@own
+@blp.arguments(ReportsQuery, location="query")
+@blp.response(200, UsageAnswer)
+def show(query: dict[str, Any], customer_id: str) -> Response:
+    """Reports, newest first, and what they sum up to"""
+    found = usage.usage_of(customer_id, days=query["days"], limit=query["limit"], before=query["cursor"])
+    page = found["reports"]
+    is_full = len(page) == query["limit"]
+    entitlement = found["entitlement"]
+    answer = UsageAnswer(exclude=["reports"]).dump(
+        {
+            "customer_id": customer_id,
+            "plan": entitlement.plan.name,
+            "device_limit": entitlement.device_limit,
+            "summary": found["summary"],
+            "silent_instances": found["silent_instances"],
+            "next_cursor": cursor(page[-1]["reported_at"], page[-1]["id"]) if is_full else None,
+        }
+    )
+    return jsonify(answer | {"reports": [report_json(row) for row in page]})
+
+
+@blp.route("", methods=["GET"])
+@admin
+@blp.arguments(DaysQuery, location="query")
+@blp.response(200, OverviewAnswer)
+def overview(query: dict[str, Any]) -> Row:
+    """The figures of every customer"""
+    with parts().db.statement() as cur:
+        page = customers.select_customers(cur, limit=query["limit"], after=query["cursor"])
+    is_full = len(page) == query["limit"]
+    return {
+        "customers": usage.overview(page, days=query["days"]),
+        "next_cursor": cursor(page[-1]["id"]) if is_full else None,
+    }
+
+
+def _judge(item: Any) -> dict[str, Any] | DomainError:
+    """One item of a batch: a report, or why it is none."""
+    try:
+        return _report.load(item)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        return Invalid("Some fields are not as they should be.", errors={"json": error.messages})

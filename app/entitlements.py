@@ -1,0 +1,170 @@
+"""What a customer may use, and until when a license may say so. Pure: no Flask, no SQL, no clock.
+
+Subscriptions are rows as `queries.subscriptions` returns them, times are aware datetimes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from app.plans import PLANS, TRIAL, Plan
+
+Row = Mapping[str, Any]
+
+LIVE_STATUSES: Final = frozenset({"active", "trialing", "past_due"})
+ENDED_STATUSES: Final = frozenset({"canceled", "incomplete_expired", "expired"})
+FLOOR: Final = timedelta(days=1)
+KNOWN_STATUSES: Final = LIVE_STATUSES | ENDED_STATUSES | {"incomplete", "unpaid", "paused"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """The outcome: `plan` is what is granted, `subscription` the row it is told by (None: there is none)."""
+
+    plan: Plan
+    subscription: Row | None
+    status: str
+    reason: str
+    trial_mode: bool
+    trial_ends_at: datetime | None
+    device_limit: int | None
+    retention_days: int | None
+    live_count: int
+
+
+def is_local(subscription: Row) -> bool:
+    """A trial of our own, which Stripe knows nothing of."""
+    return subscription["stripe_subscription_id"] is None
+
+
+def status_at(subscription: Row, now: datetime) -> str:
+    """The status to tell: a local trial that has run out is `expired` by the clock alone."""
+    if (
+        is_local(subscription)
+        and subscription["status"] == "trialing"
+        and subscription["trial_ends_at"] <= now
+    ):
+        return "expired"
+    return str(subscription["status"])
+
+
+def is_live(subscription: Row) -> bool:
+    """Stripe keeps serving it. An unknown plan is live too, it only grants nothing."""
+    return not is_local(subscription) and subscription["status"] in LIVE_STATUSES
+
+
+def entitle(customer: Row, subscriptions: Sequence[Row], now: datetime) -> Entitlement:
+    """The one decision: a live Stripe subscription, else a running local trial, else trial mode."""
+    live = [s for s in subscriptions if is_live(s)]
+    paying = [s for s in live if s["plan"] in PLANS]
+    if paying:
+        best = max(paying, key=lambda s: (PLANS[s["plan"]].rank, s["status"] == "active", s["id"]))
+        return _granted(customer, best, now, len(live), trial_mode=False, reason="live Stripe subscription")
+    running = [s for s in subscriptions if is_local(s) and status_at(s, now) == "trialing"]
+    if running:
+        latest = max(running, key=_age)
+        return _granted(customer, latest, now, len(live), trial_mode=True, reason="running trial")
+    if not subscriptions:
+        return _nothing(customer, None, now, len(live), "no subscription yet")
+    # An unknown price still being paid for outranks older history: it is what needs attention.
+    latest = max(live or subscriptions, key=_age)
+    status = status_at(latest, now)
+    reason = f"subscription is {status}"
+    if latest["plan"] not in PLANS:
+        reason = f"subscription is {status}, but its price belongs to no plan"
+    elif status not in KNOWN_STATUSES:
+        reason = f"subscription has the unknown status {status}"
+    return _nothing(customer, latest, now, len(live), reason)
+
+
+def license_expiry(
+    entitlement: Entitlement, now: datetime, *, validity_days: int, grace_days: int
+) -> datetime:
+    """When a license issued `now` ends; the table of the contract's section 5."""
+    grace = timedelta(days=grace_days)
+    if entitlement.subscription is None:
+        return now + grace
+    if entitlement.trial_mode:
+        running = entitlement.status == "trialing" and is_local(entitlement.subscription)
+        return entitlement.subscription["trial_ends_at"] if running else now + grace
+    if entitlement.status == "past_due":
+        return now + grace
+    longest = now + timedelta(days=validity_days)
+    period_end = entitlement.subscription["current_period_ends_at"]
+    # Never in the past: while Stripe's word is 'active', a period end long gone is news not yet heard.
+    return min(longest, max(period_end + grace, now + FLOOR)) if period_end else longest
+
+
+def _granted(
+    customer: Row,
+    subscription: Row,
+    now: datetime,
+    live_count: int,
+    *,
+    trial_mode: bool,
+    reason: str,
+) -> Entitlement:
+    plan = PLANS[subscription["plan"]]
+    own = customer if plan.name == "enterprise" else {"max_devices": None, "retention_days": None}
+    return Entitlement(
+        plan=plan,
+        subscription=subscription,
+        status=status_at(subscription, now),
+        reason=reason,
+        trial_mode=trial_mode,
+        trial_ends_at=subscription["trial_ends_at"] if trial_mode else None,
+        device_limit=plan.max_devices if own["max_devices"] is None else own["max_devices"],
+        retention_days=plan.retention_days if own["retention_days"] is None else own["retention_days"],
+        live_count=live_count,
+    )
+
+
+def _nothing(
+    customer: Row, subscription: Row | None, now: datetime, live_count: int, reason: str
+) -> Entitlement:
+    return Entitlement(
+        plan=TRIAL,
+        subscription=subscription,
+        status=status_at(subscription, now) if subscription else "expired",
+        reason=reason,
+        trial_mode=True,
+        trial_ends_at=_lapsed_at(subscription, now) if subscription else customer["created_at"],
+        device_limit=TRIAL.max_devices,
+        retention_days=TRIAL.retention_days,
+        live_count=live_count,
+    )
+
+
+def _lapsed_at(subscription: Row, now: datetime) -> datetime:
+    """When the last entitlement ended: its end, or the start of the period that was not paid."""
+    lapsed: datetime | None = subscription["ended_at"]
+    if lapsed is None and is_local(subscription):
+        lapsed = subscription["trial_ends_at"]
+    lapsed = lapsed or subscription["current_period_starts_at"] or subscription["created_at"]
+    return min(lapsed or now, now)
+
+
+def _age(subscription: Row) -> tuple[datetime, int]:
+    return subscription["created_at"], subscription["id"]
+
+
+def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
+    """A subscription as callers see it: its row, the status of the moment, and what it alone grants."""
+    granted = entitle(customer, [subscription], now)
+    period_end, cancel_at = subscription["current_period_ends_at"], subscription["cancel_at"]
+    return {
+        **subscription,
+        "status": granted.status,
+        "cancel_at_period_end": subscription["cancel_at_period_end"]
+        or (cancel_at is not None and cancel_at == period_end),
+        "device_limit": granted.device_limit,
+        "features": granted.plan.features(granted.device_limit, granted.retention_days),
+        "limits": granted.plan.limits(),
+    }
+
+
+def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime) -> dict[str, Any]:
+    """A customer with the subscription that counts."""
+    current = entitle(customer, subscriptions, now).subscription
+    return {**customer, "subscription": current and describe(customer, current, now)}

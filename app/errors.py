@@ -1,0 +1,138 @@
+"""Domain errors, raised anywhere, and the one handler that turns them into JSON."""
+
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, g, jsonify
+from psycopg2 import Error as DatabaseError
+from werkzeug.exceptions import HTTPException
+
+
+class DomainError(Exception):
+    """A refusal with one plain message; the console prints it and exits 1."""
+
+    code = 400
+    headers: dict[str, str] = {}
+
+    def __init__(self, message: str, *, errors: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errors = errors
+
+
+class BadRequest(DomainError):
+    """The body is not JSON, or missing."""
+
+
+class Unauthorized(DomainError):
+    """No credential that counts (RFC 6750 section 3)."""
+
+    code = 401
+    headers = {"WWW-Authenticate": "Bearer"}
+
+
+class PaymentRefused(DomainError):
+    """The card was declined; nothing changed."""
+
+    code = 402
+
+
+class Forbidden(DomainError):
+    """A valid credential, but not for this."""
+
+    code = 403
+
+
+class NotFound(DomainError):
+    code = 404
+
+
+class Conflict(DomainError):
+    """The present state does not allow it; the message says what to do instead."""
+
+    code = 409
+
+
+class TooLarge(DomainError):
+    code = 413
+
+
+class UnsupportedMediaType(DomainError):
+    code = 415
+
+
+class Invalid(DomainError):
+    """`errors` names the offending fields, like marshmallow's: {location: {field: [message]}}."""
+
+    code = 422
+
+
+class TooManyRequests(DomainError):
+    code = 429
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class StripeFailed(DomainError):
+    """Stripe failed or did not answer; nothing was stored, the same call may be made again."""
+
+    code = 502
+
+
+class Unavailable(DomainError):
+    """Not now: the database is away, Stripe is not configured, or too many wait for it."""
+
+    code = 503
+    headers = {"Retry-After": "5"}
+
+
+def invalid_field(field: str, message: str) -> Invalid:
+    """A 422 for one field of the JSON body."""
+    return Invalid(f"{field}: {message}", errors={"json": {field: [message]}})
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Give every failure of any route the shape that the contract promises."""
+
+    @app.errorhandler(DomainError)
+    def domain_error(error: DomainError) -> Response:
+        return error_response(error.code, error.message, error.errors, error.headers)
+
+    @app.errorhandler(DatabaseError)
+    def database_error(error: DatabaseError) -> Response:
+        app.logger.error("database error: %s", type(error).__name__, exc_info=error)
+        return error_response(500, "An error on our side; it is logged under this requestId.")
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        app.logger.error("unhandled %s", type(error).__name__, exc_info=error)
+        return error_response(500, "An error on our side; it is logged under this requestId.")
+
+
+def http_error(error: HTTPException) -> Response:
+    """Werkzeug's and webargs' own errors (404, 405, 422 …) in the same shape."""
+    data = getattr(error, "data", None) or {}
+    errors = data.get("messages")
+    message = error.description or ""
+    if errors:
+        message = "Some fields are not as they should be; see errors."
+    headers = {}
+    if error.code == 405 and getattr(error, "valid_methods", None):
+        headers["Allow"] = ", ".join(error.valid_methods)  # type: ignore[attr-defined]
+    return error_response(error.code or 500, message, errors, headers)
+
+
+def error_response(
+    code: int, message: str, errors: Any = None, headers: dict[str, str] | None = None
+) -> Response:
+    """flask-smorest's error shape plus `requestId`."""
+    body = {"code": code, "status": HTTPStatus(code).phrase, "message": message}
+    if errors is not None:
+        body["errors"] = errors
+    body["requestId"] = g.get("request_id")
+    response = jsonify(body)
+    response.status_code = code
+    response.headers.update(headers or {})
+    return response

@@ -1,0 +1,81 @@
+"""Apply `sql/NNNN_name.sql` in order: under a lock, each in one transaction with its record."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from app.config import ROOT
+from app.db import Cursor, Database
+from app.errors import Conflict
+
+SQL_DIR: Final = ROOT / "sql"
+
+_LOCK: Final = "SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('zemfyre_migrations'))"
+_CREATE_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        name       VARCHAR(255) PRIMARY KEY,
+        checksum   CHAR(64)     NOT NULL,
+        applied_at TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+    )
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of `sql/`; `applied_at` is None while it is pending."""
+
+    name: str
+    checksum: str
+    script: str
+    applied_at: datetime | None = None
+
+
+def status(db: Database, sql_dir: Path = SQL_DIR) -> list[Migration]:
+    """Every migration in order, applied or pending. Raises Conflict when an applied one was edited."""
+    with db.statement() as cur:
+        return _status(cur, sql_dir)
+
+
+def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
+    """Apply what is pending; the names applied. Several may start at once: the others wait."""
+    applied: list[str] = []
+    while True:
+        with db.transaction() as cur:
+            cur.execute(_LOCK)
+            cur.execute(_CREATE_TABLE)
+            pending = [m for m in _status(cur, sql_dir) if m.applied_at is None]
+            if not pending:
+                return applied
+            cur.execute(pending[0].script)
+            cur.execute(
+                "INSERT INTO schema_migrations (name, checksum) VALUES (%(name)s, %(checksum)s)",
+                {"name": pending[0].name, "checksum": pending[0].checksum},
+            )
+        applied.append(pending[0].name)
+
+
+def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
+    records = {}
+    if cur.the("SELECT TO_REGCLASS('schema_migrations') IS NOT NULL AS present")["present"]:
+        rows = cur.all("SELECT name, TRIM(checksum) AS checksum, applied_at FROM schema_migrations")
+        records = {row["name"]: row for row in rows}
+    migrations = []
+    for path in sorted(sql_dir.glob("[0-9][0-9][0-9][0-9]_*.sql")):
+        script = path.read_text(encoding="utf-8")
+        checksum = hashlib.sha256(script.encode()).hexdigest()
+        record = records.pop(path.stem, None)
+        if record and record["checksum"] != checksum:
+            raise Conflict(
+                f"sql/{path.name} was edited after it was applied. Migrations are append-only: "
+                "restore the file and put the change into a new one."
+            )
+        applied_at = record["applied_at"] if record else None
+        migrations.append(Migration(path.stem, checksum, script, applied_at))
+    if records:
+        raise Conflict(
+            f"The database has migrations that sql/ lacks: {', '.join(sorted(records))}. "
+            "Deploy the version that brought them, or a newer one."
+        )
+    return migrations

@@ -1,0 +1,60 @@
+"""Stripe's events and what became of them: one function, one statement."""
+
+from datetime import datetime
+from typing import Any
+
+from app.db import Cursor, Row
+
+COLUMNS = """event_id, type, object_id, customer_id, stripe_customer_id, outcome, error, attempts,
+             created_at, received_at, processed_at"""
+
+
+def select_event(cur: Cursor, event_id: str) -> Row | None:
+    """One event."""
+    return cur.one(
+        f"SELECT {COLUMNS} FROM stripe_events WHERE event_id = %(event_id)s", {"event_id": event_id}
+    )
+
+
+def upsert_event(cur: Cursor, event: dict[str, Any]) -> Row:
+    """Put an event with its outcome on record; one that is done or ignored stays so."""
+    return cur.the(
+        f"""
+        INSERT INTO stripe_events AS known (event_id, type, object_id, customer_id, stripe_customer_id,
+                                            outcome, error, created_at, processed_at)
+        VALUES (%(event_id)s, %(type)s, %(object_id)s, %(customer_id)s, %(stripe_customer_id)s,
+                %(outcome)s, %(error)s, %(created_at)s,
+                CASE WHEN %(outcome)s <> 'failed' THEN CURRENT_TIMESTAMP END)
+            ON CONFLICT (event_id) DO UPDATE
+           SET outcome = CASE WHEN known.outcome = 'done' THEN 'done' ELSE EXCLUDED.outcome END,
+               error = CASE WHEN known.outcome = 'done' THEN NULL ELSE EXCLUDED.error END,
+               customer_id = COALESCE(EXCLUDED.customer_id, known.customer_id),
+               attempts = known.attempts + 1,
+               processed_at = COALESCE(EXCLUDED.processed_at, known.processed_at)
+     RETURNING {COLUMNS}
+        """,
+        event,
+    )
+
+
+def select_events(
+    cur: Cursor,
+    *,
+    limit: int | None,
+    failed: bool = False,
+    customer_id: str | None = None,
+    since: datetime | None = None,
+) -> list[Row]:
+    """Events, newest first."""
+    return cur.all(
+        f"""
+        SELECT {COLUMNS}
+          FROM stripe_events
+         WHERE (NOT %(failed)s OR outcome = 'failed')
+           AND (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND (%(since)s::TIMESTAMPTZ IS NULL OR received_at >= %(since)s)
+         ORDER BY received_at DESC, event_id DESC
+         LIMIT %(limit)s
+        """,
+        {"limit": limit, "failed": failed, "customer_id": customer_id, "since": since},
+    )

@@ -1,0 +1,87 @@
+"""Answers kept for `Idempotency-Key`: one function, one statement."""
+
+from datetime import timedelta
+
+from app.db import Cursor, Row
+
+KEPT = timedelta(hours=24)
+
+
+def try_lock(cur: Cursor, name: str) -> bool:
+    """Hold `name` until the transaction ends; False when somebody else does."""
+    return bool(
+        cur.the(
+            "SELECT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0)) AS mine",
+            {"name": name},
+        )["mine"]
+    )
+
+
+def select_answer(cur: Cursor, *, caller: str, route: str, key: str) -> Row | None:
+    """The first answer under this key; `status_code` is None while it is being worked on."""
+    return cur.one(
+        """
+        SELECT TRIM(body_hash) AS body_hash, status_code, response, created_at
+          FROM idempotency_keys
+         WHERE caller = %(caller)s AND route = %(route)s AND key = %(key)s
+           AND created_at > CURRENT_TIMESTAMP - %(kept)s
+        """,
+        {"caller": caller, "route": route, "key": key, "kept": KEPT},
+    )
+
+
+def upsert_answer(
+    cur: Cursor,
+    *,
+    caller: str,
+    route: str,
+    key: str,
+    body_hash: str,
+    status_code: int | None,
+    response: str | None,
+) -> None:
+    """Keep an answer; with None, note that one is being worked on."""
+    cur.execute(
+        """
+        INSERT INTO idempotency_keys (caller, route, key, body_hash, status_code, response)
+        VALUES (%(caller)s, %(route)s, %(key)s, %(body_hash)s, %(status_code)s, %(response)s)
+            ON CONFLICT (caller, route, key) DO UPDATE
+           SET body_hash = EXCLUDED.body_hash, status_code = EXCLUDED.status_code,
+               response = EXCLUDED.response, created_at = CURRENT_TIMESTAMP
+        """,
+        {
+            "caller": caller,
+            "route": route,
+            "key": key,
+            "body_hash": body_hash,
+            "status_code": status_code,
+            "response": response,
+        },
+    )
+
+
+def delete_note(cur: Cursor, *, caller: str, route: str, key: str) -> None:
+    """Forget that a key is being worked on, unless it has its answer."""
+    cur.execute(
+        """
+        DELETE FROM idempotency_keys
+         WHERE caller = %(caller)s AND route = %(route)s AND key = %(key)s AND status_code IS NULL
+        """,
+        {"caller": caller, "route": route, "key": key},
+    )
+
+
+def delete_old_answers(cur: Cursor) -> None:
+    """Forget what is older than a day."""
+    cur.execute(
+        "DELETE FROM idempotency_keys WHERE created_at < CURRENT_TIMESTAMP - %(kept)s",
+        {"kept": KEPT},
+    )
+
+
+def delete_answers_about(cur: Cursor, customer_id: str) -> None:
+    """Forget the answers that tell of an erased customer."""
+    cur.execute(
+        "DELETE FROM idempotency_keys WHERE response LIKE '%%' || %(customer_id)s || '%%'",
+        {"customer_id": customer_id},
+    )

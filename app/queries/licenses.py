@@ -1,0 +1,193 @@
+"""Licenses and their keys: one function, one statement."""
+
+from datetime import datetime
+from typing import Any
+
+from app.db import Cursor, Row
+
+COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
+             issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
+
+
+def insert_license(cur: Cursor, license_row: dict[str, Any]) -> Row:
+    """Put a license on record as the customer's current one."""
+    return cur.the(
+        f"""
+        INSERT INTO licenses (jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
+                              issued_at, renews_at, expires_at)
+        VALUES (%(jti)s, %(customer_id)s, %(kid)s, %(plan)s, %(status)s, %(device_limit)s, %(token)s,
+                %(fingerprint)s, %(issued_at)s, %(renews_at)s, %(expires_at)s)
+     RETURNING {COLUMNS}
+        """,
+        license_row,
+    )
+
+
+def select_current_license(cur: Cursor, customer_id: str) -> Row | None:
+    """The license to hand out, if one is current."""
+    return cur.one(
+        f"""
+        SELECT {COLUMNS}
+          FROM licenses
+         WHERE customer_id = %(customer_id)s
+           AND superseded_at IS NULL
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def confirm_license(cur: Cursor, jti: str) -> None:
+    """It was compared with the present entitlement, and still says the right thing."""
+    cur.execute("UPDATE licenses SET recheck = FALSE WHERE jti = %(jti)s", {"jti": jti})
+
+
+def supersede_license(cur: Cursor, customer_id: str, at: datetime) -> None:
+    """The current license is current no more; it can still be verified."""
+    cur.execute(
+        """
+        UPDATE licenses
+           SET superseded_at = %(at)s
+         WHERE customer_id = %(customer_id)s
+           AND superseded_at IS NULL
+        """,
+        {"customer_id": customer_id, "at": at},
+    )
+
+
+def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
+    """Revoke every license this customer holds that is not revoked yet."""
+    return cur.all(
+        """
+        UPDATE licenses
+           SET revoked_at = %(at)s, superseded_at = COALESCE(superseded_at, %(at)s)
+         WHERE customer_id = %(customer_id)s
+           AND revoked_at IS NULL
+     RETURNING jti::TEXT AS jti
+        """,
+        {"customer_id": customer_id, "at": at},
+    )
+
+
+def forget_tokens(cur: Cursor, customer_id: str) -> None:
+    """Drop the token texts of an erased customer, which hold a name; the record of each stays."""
+    cur.execute(
+        "UPDATE licenses SET token = NULL WHERE customer_id = %(customer_id)s",
+        {"customer_id": customer_id},
+    )
+
+
+def select_license_state(cur: Cursor, jti: str) -> Row | None:
+    """What became of an issued license, and of its customer."""
+    return cur.one(
+        """
+        SELECT license.customer_id, license.revoked_at, license.superseded_at, customer.erased_at
+          FROM licenses AS license
+          JOIN customers AS customer USING (customer_id)
+         WHERE license.jti = %(jti)s
+        """,
+        {"jti": jti},
+    )
+
+
+def select_license_history(
+    cur: Cursor, customer_id: str, *, limit: int | None, before: int | None = None
+) -> list[Row]:
+    """Every license of a customer, newest first."""
+    return cur.all(
+        f"""
+        SELECT {COLUMNS}
+          FROM licenses
+         WHERE customer_id = %(customer_id)s
+           AND (%(before)s::BIGINT IS NULL OR id < %(before)s)
+         ORDER BY id DESC
+         LIMIT %(limit)s
+        """,
+        {"customer_id": customer_id, "limit": limit, "before": before},
+    )
+
+
+def select_revoked_jtis(cur: Cursor, now: datetime) -> list[str]:
+    """Revoked licenses that have not expired: what an instance must not honour offline."""
+    rows = cur.all(
+        """
+        SELECT jti::TEXT AS jti
+          FROM licenses
+         WHERE revoked_at IS NOT NULL
+           AND expires_at > %(now)s
+         ORDER BY id
+        """,
+        {"now": now},
+    )
+    return [row["jti"] for row in rows]
+
+
+def insert_license_key(cur: Cursor, kid: str, public_key: str) -> bool:
+    """Put a public key on record; False when it is there already."""
+    row = cur.one(
+        """
+        INSERT INTO license_keys (kid, public_key)
+        VALUES (%(kid)s, %(public_key)s)
+            ON CONFLICT (kid) DO NOTHING
+     RETURNING kid
+        """,
+        {"kid": kid, "public_key": public_key},
+    )
+    return row is not None
+
+
+def select_license_key(cur: Cursor, kid: str) -> str | None:
+    """The public key (PEM) of this id."""
+    row = cur.one(
+        "SELECT public_key FROM license_keys WHERE kid = %(kid)s AND removed_at IS NULL",
+        {"kid": kid},
+    )
+    return row["public_key"] if row else None
+
+
+def select_license_keys(cur: Cursor, now: datetime) -> list[Row]:
+    """Every key on record, newest first, with how many of its licenses are live."""
+    return cur.all(
+        """
+        SELECT key.kid, key.public_key, key.created_at, key.removed_at,
+               COUNT(license.id) AS live_tokens, MAX(license.expires_at) AS last_expires_at
+          FROM license_keys AS key
+          LEFT JOIN licenses AS license
+            ON license.kid = key.kid
+           AND license.expires_at > %(now)s
+           AND license.revoked_at IS NULL
+         GROUP BY key.kid
+         ORDER BY key.created_at DESC, key.kid
+        """,
+        {"now": now},
+    )
+
+
+def select_published_keys(cur: Cursor, current_kid: str, now: datetime) -> list[Row]:
+    """The keys an instance may still meet: the current one, and those with a token that has not expired."""
+    return cur.all(
+        """
+        SELECT key.kid, key.public_key
+          FROM license_keys AS key
+         WHERE key.kid = %(current_kid)s
+            OR key.removed_at IS NULL AND EXISTS (
+               SELECT 1 FROM licenses AS license
+                WHERE license.kid = key.kid AND license.expires_at > %(now)s)
+         ORDER BY key.created_at DESC, key.kid
+        """,
+        {"current_kid": current_kid, "now": now},
+    )
+
+
+def remove_license_key(cur: Cursor, kid: str) -> bool:
+    """Take a key out of service: nothing it signed is honoured from now on."""
+    row = cur.one(
+        """
+        UPDATE license_keys
+           SET removed_at = CURRENT_TIMESTAMP
+         WHERE kid = %(kid)s
+           AND removed_at IS NULL
+     RETURNING kid
+        """,
+        {"kid": kid},
+    )
+    return row is not None

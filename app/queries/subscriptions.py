@@ -1,0 +1,136 @@
+"""Subscriptions, Stripe's and trials of our own: one function, one statement."""
+
+from datetime import datetime
+from typing import Any
+
+from app.db import Cursor, Row
+
+COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
+             trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
+             cancel_at, ended_at, changes, event_id, fetched_at, created_at, updated_at, id"""
+
+
+def insert_trial(
+    cur: Cursor,
+    *,
+    subscription_id: str,
+    customer_id: str,
+    plan: str,
+    starts_at: datetime,
+    ends_at: datetime,
+) -> Row:
+    """Begin a trial of our own. A second running one raises psycopg2's UniqueViolation."""
+    return cur.the(
+        f"""
+        INSERT INTO subscriptions (subscription_id, customer_id, plan, status, trial_ends_at,
+                                   current_period_starts_at, current_period_ends_at, created_at)
+        VALUES (%(subscription_id)s, %(customer_id)s, %(plan)s, 'trialing', %(ends_at)s,
+                %(starts_at)s, %(ends_at)s, %(starts_at)s)
+     RETURNING {COLUMNS}
+        """,
+        {
+            "subscription_id": subscription_id,
+            "customer_id": customer_id,
+            "plan": plan,
+            "starts_at": starts_at,
+            "ends_at": ends_at,
+        },
+    )
+
+
+def end_trials(cur: Cursor, customer_id: str, ended_at: datetime) -> list[Row]:
+    """End every trial of our own that this customer has; one that ran out keeps its own end."""
+    return cur.all(
+        f"""
+        UPDATE subscriptions
+           SET status = 'canceled', ended_at = LEAST(trial_ends_at, %(ended_at)s),
+               updated_at = CURRENT_TIMESTAMP
+         WHERE customer_id = %(customer_id)s
+           AND stripe_subscription_id IS NULL
+           AND status = 'trialing'
+     RETURNING {COLUMNS}
+        """,
+        {"customer_id": customer_id, "ended_at": ended_at},
+    )
+
+
+def select_subscriptions(cur: Cursor, customer_ids: list[str]) -> list[Row]:
+    """Every subscription these customers ever had."""
+    return cur.all(
+        f"""
+        SELECT {COLUMNS}
+          FROM subscriptions
+         WHERE customer_id = ANY(%(customer_ids)s)
+         ORDER BY id
+        """,
+        {"customer_ids": customer_ids},
+    )
+
+
+def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:
+    """One subscription by its own id."""
+    return cur.one(
+        f"SELECT {COLUMNS} FROM subscriptions WHERE subscription_id = %(subscription_id)s",
+        {"subscription_id": subscription_id},
+    )
+
+
+def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row:
+    """Store a subscription as Stripe has it now; `paid` never goes back, an event stays the cause."""
+    return cur.the(
+        f"""
+        INSERT INTO subscriptions AS known (
+               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan, status, paid,
+               trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
+               cancel_at, ended_at, created_at, event_id, fetched_at)
+        VALUES (%(subscription_id)s, %(subscription_id)s, %(customer_id)s, %(stripe_price_id)s, %(plan)s,
+               %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
+               %(current_period_ends_at)s, %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s,
+               %(created_at)s, %(event_id)s, CURRENT_TIMESTAMP)
+            ON CONFLICT (subscription_id) DO UPDATE
+           SET stripe_price_id = EXCLUDED.stripe_price_id,
+               plan = EXCLUDED.plan,
+               status = EXCLUDED.status,
+               paid = known.paid OR EXCLUDED.paid,
+               trial_ends_at = EXCLUDED.trial_ends_at,
+               current_period_starts_at = EXCLUDED.current_period_starts_at,
+               current_period_ends_at = EXCLUDED.current_period_ends_at,
+               cancel_at_period_end = EXCLUDED.cancel_at_period_end,
+               cancel_at = EXCLUDED.cancel_at,
+               ended_at = EXCLUDED.ended_at,
+               event_id = COALESCE(EXCLUDED.event_id, known.event_id),
+               fetched_at = EXCLUDED.fetched_at,
+               updated_at = CURRENT_TIMESTAMP
+     RETURNING {COLUMNS}
+        """,
+        subscription,
+    )
+
+
+def count_change(cur: Cursor, subscription_id: str) -> None:
+    """A change asked of Stripe had its outcome: the next one is a new one."""
+    cur.execute(
+        "UPDATE subscriptions SET changes = changes + 1 WHERE subscription_id = %(subscription_id)s",
+        {"subscription_id": subscription_id},
+    )
+
+
+def select_stripe_subscriptions(cur: Cursor) -> list[Row]:
+    """Every subscription of Stripe's that we know."""
+    return cur.all(
+        f"SELECT {COLUMNS} FROM subscriptions WHERE stripe_subscription_id IS NOT NULL ORDER BY id"
+    )
+
+
+def end_all(cur: Cursor, customer_id: str, ended_at: datetime) -> None:
+    """End whatever an erased customer still has; Stripe has ended its own already."""
+    cur.execute(
+        """
+        UPDATE subscriptions
+           SET status = 'canceled', ended_at = COALESCE(ended_at, %(ended_at)s),
+               updated_at = CURRENT_TIMESTAMP
+         WHERE customer_id = %(customer_id)s
+           AND status NOT IN ('canceled', 'incomplete_expired')
+        """,
+        {"customer_id": customer_id, "ended_at": ended_at},
+    )

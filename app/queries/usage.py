@@ -1,0 +1,331 @@
+"""Usage reports, the instances that send them, and what is summed over them: one function, one statement."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from app.db import Cursor, Row
+
+COLUMNS = "id, customer_id, instance_id, active_devices, total_devices, reported_at, created_at"
+
+
+def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
+    """Store a report unless its key is taken, or the license presented for it (`jti`) does not count.
+
+    One statement does what a report needs, because it is the busiest of all: the row tells also what
+    was known before (license, previous report, threshold) and what the other instances use. `id` is
+    None when nothing was stored; no row at all when there is no such customer.
+    """
+    return cur.one(
+        """
+        WITH customer AS MATERIALIZED (
+             SELECT customers.customer_id, erased_at, presented.jti IS NOT NULL AS license_known,
+                    presented.revoked_at AS license_revoked_at
+               FROM customers
+               LEFT JOIN licenses AS presented
+                 ON presented.jti = %(jti)s::UUID
+                AND presented.customer_id = customers.customer_id
+              WHERE customers.customer_id = %(customer_id)s
+        ), report AS (
+             INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
+             SELECT customer_id, %(instance_id)s, %(active_devices)s, %(total_devices)s, %(reported_at)s
+               FROM customer
+              WHERE erased_at IS NULL
+                AND (%(jti)s::UUID IS NULL OR license_known AND license_revoked_at IS NULL)
+                 ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
+          RETURNING id, created_at
+        ), newest AS (
+             INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
+                                             last_reported_at)
+             SELECT %(customer_id)s, %(instance_id)s, %(active_devices)s, %(total_devices)s, %(reported_at)s
+               FROM report
+                 ON CONFLICT (customer_id, instance_id) DO UPDATE
+                SET active_devices = EXCLUDED.active_devices,
+                    total_devices = EXCLUDED.total_devices,
+                    last_reported_at = EXCLUDED.last_reported_at
+              WHERE EXCLUDED.last_reported_at > known.last_reported_at
+        )
+        SELECT report.id, report.created_at, customer.erased_at, customer.license_known,
+               customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
+               current.renews_at, current.recheck, instance.last_reported_at,
+               instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
+               others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level
+          FROM customer
+          LEFT JOIN report ON TRUE
+          LEFT JOIN licenses AS current
+            ON current.customer_id = customer.customer_id
+           AND current.superseded_at IS NULL
+          LEFT JOIN instances AS instance
+            ON instance.customer_id = customer.customer_id
+           AND instance.instance_id = %(instance_id)s
+          LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
+         CROSS JOIN LATERAL (
+               SELECT SUM(active_devices) AS active, COUNT(*) AS instances
+                 FROM instances AS other
+                WHERE other.customer_id = customer.customer_id
+                  AND other.instance_id <> %(instance_id)s
+                  AND other.last_reported_at >= %(since)s) AS others
+        """,
+        report,
+    )
+
+
+def insert_usage_reports(cur: Cursor, reports: Sequence[dict[str, Any]]) -> list[Row]:
+    """Store many reports; the rows that were new. A key that is taken, or stands twice, is stored once.
+
+    In key order, so that two batches at once never wait for each other in a ring.
+    """
+    return cur.all(
+        f"""
+        INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
+        SELECT customer_id, instance_id, active, total, reported_at
+          FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[], %(active_devices)s::INTEGER[],
+                      %(total_devices)s::INTEGER[], %(reported_at)s::TIMESTAMPTZ[])
+               WITH ORDINALITY AS report (customer_id, instance_id, active, total, reported_at, position)
+         ORDER BY customer_id, instance_id, reported_at, position
+            ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
+     RETURNING {COLUMNS}
+        """,
+        _columns(reports),
+    )
+
+
+def upsert_instances(cur: Cursor, reports: Sequence[dict[str, Any]]) -> None:
+    """Remember the newest of these reports per instance, in key order again."""
+    cur.execute(
+        """
+        INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
+                                        last_reported_at)
+        SELECT DISTINCT ON (customer_id, instance_id) customer_id, instance_id, active, total, reported_at
+          FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[], %(active_devices)s::INTEGER[],
+                      %(total_devices)s::INTEGER[], %(reported_at)s::TIMESTAMPTZ[])
+               AS report (customer_id, instance_id, active, total, reported_at)
+         ORDER BY customer_id, instance_id, reported_at DESC
+            ON CONFLICT (customer_id, instance_id) DO UPDATE
+           SET active_devices = EXCLUDED.active_devices,
+               total_devices = EXCLUDED.total_devices,
+               last_reported_at = EXCLUDED.last_reported_at
+         WHERE EXCLUDED.last_reported_at > known.last_reported_at
+        """,
+        _columns(reports),
+    )
+
+
+def select_usage_reports_by_key(cur: Cursor, keys: Sequence[dict[str, Any]]) -> list[Row]:
+    """The stored reports with these (customer, instance, time) keys."""
+    return cur.all(
+        f"""
+        SELECT {COLUMNS}
+          FROM usage_reports
+         WHERE (customer_id, instance_id, reported_at) IN (
+               SELECT *
+                 FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[],
+                             %(reported_at)s::TIMESTAMPTZ[]))
+        """,
+        _columns(keys),
+    )
+
+
+def select_usage_reports(
+    cur: Cursor,
+    customer_id: str,
+    *,
+    since: datetime | None,
+    limit: int | None,
+    before: tuple[datetime, int] | None = None,
+) -> list[Row]:
+    """A page of one customer's reports, newest first; `before` is (reported_at, id) of the last one seen."""
+    before_at, before_id = before or (None, None)
+    return cur.all(
+        f"""
+        SELECT {COLUMNS}
+          FROM usage_reports
+         WHERE customer_id = %(customer_id)s
+           AND (%(since)s::TIMESTAMPTZ IS NULL OR reported_at >= %(since)s)
+           AND (%(before_at)s::TIMESTAMPTZ IS NULL
+                OR (reported_at, id) < (%(before_at)s::TIMESTAMPTZ, %(before_id)s::BIGINT))
+         ORDER BY reported_at DESC, id DESC
+         LIMIT %(limit)s
+        """,
+        {
+            "customer_id": customer_id,
+            "since": since,
+            "limit": limit,
+            "before_at": before_at,
+            "before_id": before_id,
+        },
+    )
+
+
+def select_usage_summaries(cur: Cursor, customer_ids: list[str], since: datetime) -> list[Row]:
+    """The figures of the contract's section 6 per customer that reported since then."""
+    return cur.all(
+        """
+        WITH instance_days AS (
+             SELECT customer_id, COUNT(*) AS reports, MAX(active_devices) AS active,
+                    (reported_at AT TIME ZONE 'UTC')::DATE AS day
+               FROM usage_reports
+              WHERE customer_id = ANY(%(customer_ids)s)
+                AND reported_at >= %(since)s
+              GROUP BY customer_id, instance_id, day
+        ), days AS (
+             SELECT customer_id, SUM(reports) AS reports, SUM(active) AS active
+               FROM instance_days
+              GROUP BY customer_id, day
+        ), totals AS (
+             SELECT customer_id, SUM(reports)::BIGINT AS total_reports, AVG(active)::FLOAT AS avg_active,
+                    MAX(active)::BIGINT AS peak_active
+               FROM days
+              GROUP BY customer_id
+        ), current AS (
+             SELECT customer_id, SUM(active_devices)::BIGINT AS current_active,
+                    SUM(total_devices)::BIGINT AS current_total
+               FROM instances
+              WHERE customer_id = ANY(%(customer_ids)s)
+                AND last_reported_at >= %(since)s
+              GROUP BY customer_id
+        )
+        SELECT customer_id, total_reports, avg_active, peak_active, current_active, current_total
+          FROM totals
+          JOIN current USING (customer_id)
+        """,
+        {"customer_ids": customer_ids, "since": since},
+    )
+
+
+def select_usage_days(cur: Cursor, customer_id: str, since: datetime) -> list[Row]:
+    """Active devices per UTC day of one customer, oldest first; days without a report are left out."""
+    return cur.all(
+        """
+        SELECT day, SUM(active)::BIGINT AS active
+          FROM (SELECT (reported_at AT TIME ZONE 'UTC')::DATE AS day, MAX(active_devices) AS active
+                  FROM usage_reports
+                 WHERE customer_id = %(customer_id)s
+                   AND reported_at >= %(since)s
+                 GROUP BY instance_id, day) AS instance_days
+         GROUP BY day
+         ORDER BY day
+        """,
+        {"customer_id": customer_id, "since": since},
+    )
+
+
+def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: datetime) -> list[Row]:
+    """Instances whose newest report is older, of one customer or (None) of all."""
+    return cur.all(
+        """
+        SELECT customer_id, instance_id, last_reported_at
+          FROM instances
+         WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND last_reported_at < %(before)s
+         ORDER BY last_reported_at, customer_id, instance_id
+        """,
+        {"customer_id": customer_id, "before": before},
+    )
+
+
+def select_current_active(cur: Cursor, customer_id: str, since: datetime) -> int:
+    """What the instances of a customer use now, by the newest report of each."""
+    return int(
+        cur.the(
+            """
+            SELECT COALESCE(SUM(active_devices), 0) AS active
+              FROM instances
+             WHERE customer_id = %(customer_id)s
+               AND last_reported_at >= %(since)s
+            """,
+            {"customer_id": customer_id, "since": since},
+        )["active"]
+    )
+
+
+def upsert_usage_level(
+    cur: Cursor, customer_id: str, *, level: int, active_devices: int, device_limit: int | None
+) -> None:
+    """Move a customer to this threshold (0, 80, 100); each one newly crossed goes on record once."""
+    cur.execute(
+        """
+        WITH before AS (
+             SELECT level FROM usage_levels WHERE customer_id = %(customer_id)s
+        ), crossing AS (
+             INSERT INTO usage_levels AS known (customer_id, level)
+             VALUES (%(customer_id)s, %(level)s)
+                 ON CONFLICT (customer_id) DO UPDATE
+                SET level = EXCLUDED.level, changed_at = CURRENT_TIMESTAMP
+              WHERE known.level <> EXCLUDED.level
+          RETURNING level
+        )
+        INSERT INTO usage_alerts (customer_id, kind, active_devices, device_limit)
+        SELECT %(customer_id)s, 'threshold_' || threshold, %(active_devices)s, %(device_limit)s
+          FROM crossing
+         CROSS JOIN UNNEST(ARRAY[80, 100]) AS threshold
+         WHERE threshold <= crossing.level
+           AND threshold > COALESCE((SELECT level FROM before), 0)
+        """,
+        {
+            "customer_id": customer_id,
+            "level": level,
+            "active_devices": active_devices,
+            "device_limit": device_limit,
+        },
+    )
+
+
+def insert_usage_alert(
+    cur: Cursor,
+    customer_id: str,
+    *,
+    kind: str,
+    instance_id: str,
+    active_devices: int,
+    device_limit: int | None,
+) -> None:
+    """Put an observation about one instance on record."""
+    cur.execute(
+        """
+        INSERT INTO usage_alerts (customer_id, instance_id, kind, active_devices, device_limit)
+        VALUES (%(customer_id)s, %(instance_id)s, %(kind)s, %(active_devices)s, %(device_limit)s)
+        """,
+        {
+            "customer_id": customer_id,
+            "instance_id": instance_id,
+            "kind": kind,
+            "active_devices": active_devices,
+            "device_limit": device_limit,
+        },
+    )
+
+
+def select_usage_alerts(cur: Cursor, *, customer_id: str | None, since: datetime | None) -> list[Row]:
+    """What went on record since then, newest first."""
+    return cur.all(
+        """
+        SELECT created_at, customer_id, instance_id, kind, active_devices, device_limit
+          FROM usage_alerts
+         WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND (%(since)s::TIMESTAMPTZ IS NULL OR created_at >= %(since)s)
+         ORDER BY id DESC
+        """,
+        {"customer_id": customer_id, "since": since},
+    )
+
+
+def ensure_usage_partition(cur: Cursor, moment: datetime) -> None:
+    """Make sure that the month of `moment` has its partition."""
+    cur.execute("SELECT ensure_usage_partition(%(moment)s)", {"moment": moment})
+
+
+def drop_usage_partitions(cur: Cursor, older_than: datetime) -> int:
+    """Drop the months that lie wholly before; how many reports went with them."""
+    return int(cur.the("SELECT drop_usage_partitions(%(older_than)s) AS n", {"older_than": older_than})["n"])
+
+
+def delete_usage_reports(cur: Cursor, older_than: datetime) -> int:
+    """Delete the reports before then that stand in a month still needed; how many they were."""
+    cur.execute("DELETE FROM usage_reports WHERE reported_at < %(older_than)s", {"older_than": older_than})
+    return cur.rowcount
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as one array per column, for UNNEST."""
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}

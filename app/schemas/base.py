@@ -1,0 +1,134 @@
+"""What every schema shares: strict input in either spelling, UTC output. No database."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
+
+from app.licenses import rfc3339
+
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+class InputSchema(Schema):
+    """Refuses unknown fields; takes camelCase or snake_case, never both for one field.
+
+    `aliases` names further spellings. With `body_optional` an absent body counts as `{}`.
+    """
+
+    class Meta:
+        unknown = RAISE
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    body_optional: ClassVar[bool] = False
+
+    def reshape(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """For a schema that takes other shapes as well: bring them into the one it declares."""
+        return data
+
+    @pre_load
+    def one_spelling(self, data: Any, **_: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        spelled: dict[str, Any] = {}
+        for given, value in self.reshape(data).items():
+            name = self.aliases.get(given) or (camel_case(given) if "_" in given else given)
+            if name not in self.fields:
+                name = given
+            if name in spelled:
+                raise ValidationError({name: ["Given in two spellings; send one."]})
+            spelled[name] = value
+        return spelled
+
+
+class Text(fields.String):
+    """Human text: trimmed, not empty, no control characters, storable as UTF-8."""
+
+    def __init__(self, *, max_length: int = 255, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Length(min=1, max=max_length), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = str(super()._deserialize(value, attr, data, **kwargs)).strip()
+        if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+            raise ValidationError("Contains characters that cannot be stored.")
+        return text
+
+
+class Address(Text):
+    """An email address: ASCII, at most 254 characters (RFC 5321), kept as it was typed."""
+
+    _email = validate.Email()
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=254, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if text != value or not text.isascii():
+            raise ValidationError("Not a valid email address.")
+        return self._email(text)
+
+
+class Url(Text):
+    """An absolute http(s) address, as Stripe accepts them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=2000, metadata={"format": "uri"}, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if (
+            not usable
+            or not text.isascii()
+            or re.search(r"[\s<>\"\\^`|]", text)
+            or parts.username is not None
+        ):
+            raise ValidationError("Not a valid http(s) URL.")
+        return text
+
+
+class Instant(fields.DateTime):
+    """RFC 3339 with offset in, UTC with `Z` out."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
+        if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+            raise ValidationError("Not an RFC 3339 time with offset, like 2026-01-31T10:00:00Z.")
+        try:
+            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise ValidationError("Not a time that exists.") from None
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return None if value is None else rfc3339(value)
+
+
+def camel_case(name: str) -> str:
+    """`active_devices` → `activeDevices`."""
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
+class CamelSchema(Schema):
+    """Output: camelCase names over the snake_case members of a row."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.data_key = camel_case(field_name)
+
+
+class ErrorSchema(Schema):
+    """The body of every refusal."""
+
+    code = fields.Integer(required=True)
+    status = fields.String(required=True)
+    message = fields.String(required=True)
+    errors = fields.Dict()
+    requestId = fields.String(required=True, allow_none=True)

@@ -1,0 +1,85 @@
+"""Opaque cursors: what stood last on the page before, sealed against typing errors and tampering."""
+
+import base64
+import binascii
+import json
+import zlib
+from datetime import datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from app.licenses import rfc3339
+from app.schemas.base import InputSchema
+
+MAX_ID = 2**63 - 1
+
+
+class IdCursor(fields.Field[int]):
+    """Holds a row id."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        parts = _open(value)
+        if len(parts) != 1 or not _is_id(parts[0]):
+            raise ValidationError("Not a cursor that was given out.")
+        return int(parts[0])
+
+
+class TimeCursor(fields.Field[tuple[datetime, int]]):
+    """Holds a time and a row id."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[datetime, int]:
+        parts = _open(value)
+        if len(parts) != 2 or not isinstance(parts[0], str) or not _is_id(parts[1]):
+            raise ValidationError("Not a cursor that was given out.")
+        try:
+            moment = datetime.fromisoformat(parts[0])
+        except ValueError:
+            raise ValidationError("Not a cursor that was given out.") from None
+        if moment.tzinfo is None:
+            raise ValidationError("Not a cursor that was given out.")
+        return moment, parts[1]
+
+
+def cursor(*parts: int | datetime) -> str:
+    """Seal what stood last."""
+    plain = json.dumps([rfc3339(part) if isinstance(part, datetime) else part for part in parts])
+    return _text(zlib.crc32(plain.encode()).to_bytes(4) + plain.encode())
+
+
+def _open(value: Any) -> list[Any]:
+    try:
+        sealed = base64.b64decode(str(value) + "=" * (-len(str(value)) % 4), altchars=b"-_", validate=True)
+        if zlib.crc32(sealed[4:]).to_bytes(4) != sealed[:4]:
+            raise ValueError
+        parts = json.loads(sealed[4:])
+        if not isinstance(parts, list) or _text(sealed) != value:
+            raise ValueError
+        return parts
+    except (ValueError, binascii.Error, RecursionError):
+        raise ValidationError("Not a cursor that was given out.") from None
+
+
+def _text(sealed: bytes) -> str:
+    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
+
+
+class PageQuery(InputSchema):
+    """`limit` and `cursor` of every list."""
+
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    cursor = IdCursor(load_default=None, metadata={"type": "string"})
+
+
+class DaysQuery(PageQuery):
+    """The same with the window."""
+
+    days = fields.Integer(load_default=7, validate=validate.Range(1, 400))
+
+
+class ReportsQuery(DaysQuery):
+    cursor = TimeCursor(load_default=None, metadata={"type": "string"})  # type: ignore[assignment]

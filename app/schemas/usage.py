@@ -1,0 +1,168 @@
+"""Usage reports in, figures out."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from marshmallow import ValidationError, fields, post_load, validate
+
+from app.db import Row
+from app.licenses import rfc3339
+from app.schemas.base import CamelSchema, InputSchema, Instant
+from app.schemas.subscriptions import CUSTOMER_ID
+
+MAX_DEVICES: Final = 10_000_000
+MAX_BATCH: Final = 1000
+AHEAD: Final = timedelta(minutes=5)
+BACK: Final = timedelta(days=35)
+METRICS: Final = ("activeDevices", "totalDevices", "active_devices", "total_devices")
+
+_devices = validate.Range(0, MAX_DEVICES)
+
+
+class NewReport(InputSchema):
+    """A report in either of its two shapes: figures flat, or under `metrics`."""
+
+    customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
+    instanceId = fields.String(
+        attribute="instance_id", load_default="default", validate=validate.Length(1, 100)
+    )
+    timestamp = Instant(attribute="reported_at")
+    activeDevices = fields.Integer(attribute="active_devices", required=True, strict=True, validate=_devices)
+    totalDevices = fields.Integer(attribute="total_devices", required=True, strict=True, validate=_devices)
+
+    def reshape(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Lift the figures out of `metrics`."""
+        if "metrics" not in data:
+            return data
+        flat = {name: value for name, value in data.items() if name != "metrics"}
+        if not isinstance(data["metrics"], Mapping):
+            raise ValidationError({"metrics": ["Not an object."]})
+        for name, value in data["metrics"].items():
+            if name in flat or name not in METRICS:
+                raise ValidationError({"metrics": {name: ["Unknown here, or given twice."]}})
+            flat[name] = value
+        return flat
+
+    @post_load
+    def judge(self, report: dict[str, Any], **_: Any) -> dict[str, Any]:
+        at = datetime.now(UTC)
+        reported_at = report.setdefault("reported_at", at)
+        if reported_at > at + AHEAD:
+            raise ValidationError({"timestamp": ["More than 5 minutes ahead of our clock."]})
+        if reported_at < at - BACK:
+            raise ValidationError({"timestamp": ["More than 35 days back."]})
+        if report["active_devices"] > report["total_devices"]:
+            raise ValidationError({"activeDevices": ["More than totalDevices."]})
+        if not report["instance_id"].isprintable():
+            raise ValidationError({"instanceId": ["Contains characters that are not printable."]})
+        return report
+
+
+class Reports(InputSchema):
+    """The items are judged one by one, so that a bad one never spoils the rest."""
+
+    reports = fields.List(fields.Raw(), required=True, validate=validate.Length(1, MAX_BATCH))
+
+
+class ReportSchema(CamelSchema):
+    report_id = fields.Integer(required=True)
+    customer_id = fields.String(required=True)
+    instance_id = fields.String(required=True)
+    active_devices = fields.Integer(required=True)
+    total_devices = fields.Integer(required=True)
+    reported_at = Instant(required=True)
+    received_at = Instant(required=True)
+
+
+class ReportAnswer(ReportSchema):
+    device_limit = fields.Integer(required=True, allow_none=True)
+    utilization = fields.Float(required=True, allow_none=True)
+    over_limit = fields.Boolean(required=True)
+    warning = fields.String()
+    license = fields.String()
+    last_report_at = Instant(required=True, allow_none=True)
+
+
+class BatchResult(CamelSchema):
+    index = fields.Integer(required=True)
+    status = fields.Integer(required=True)
+    report_id = fields.Integer()
+    errors = fields.Dict()
+
+
+class BatchAnswer(CamelSchema):
+    accepted = fields.Integer(required=True)
+    duplicates = fields.Integer(required=True)
+    rejected = fields.Integer(required=True)
+    results = fields.List(fields.Nested(BatchResult), required=True)
+
+
+class SummarySchema(CamelSchema):
+    total_reports = fields.Integer(required=True)
+    avg_active = fields.Float(required=True)
+    peak_active = fields.Integer(required=True)
+    current_active = fields.Integer(required=True)
+    current_total = fields.Integer(required=True)
+    limit = fields.Integer(required=True, allow_none=True)
+    remaining = fields.Integer(required=True, allow_none=True)
+    utilization = fields.Float(required=True, allow_none=True)
+
+
+class SilentInstance(CamelSchema):
+    instance_id = fields.String(required=True)
+    last_reported_at = Instant(required=True)
+
+
+class UsageAnswer(CamelSchema):
+    customer_id = fields.String(required=True)
+    plan = fields.String(required=True)
+    device_limit = fields.Integer(required=True, allow_none=True)
+    reports = fields.List(fields.Nested(ReportSchema), required=True)
+    summary = fields.Nested(SummarySchema, required=True)
+    silent_instances = fields.List(fields.Nested(SilentInstance), required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class CustomerUsage(CamelSchema):
+    customer_id = fields.String(required=True)
+    email = fields.String(required=True)
+    name = fields.String(required=True, allow_none=True)
+    company_name = fields.String(required=True, allow_none=True)
+    plan = fields.String(required=True)
+    status = fields.String(required=True)
+    device_limit = fields.Integer(required=True, allow_none=True)
+    summary = fields.Nested(SummarySchema, required=True)
+
+
+class OverviewAnswer(CamelSchema):
+    customers = fields.List(fields.Nested(CustomerUsage), required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+def report_json(row: Row) -> dict[str, Any]:
+    """A stored report as `ReportSchema` has it, written out: pages hold hundreds of them."""
+    return {
+        "reportId": row["id"],
+        "customerId": row["customer_id"],
+        "instanceId": row["instance_id"],
+        "activeDevices": row["active_devices"],
+        "totalDevices": row["total_devices"],
+        "reportedAt": rfc3339(row["reported_at"]),
+        "receivedAt": rfc3339(row["created_at"]),
+    }
+
+
+def report_answer(answer: Row) -> dict[str, Any]:
+    """The answer to a report as `ReportAnswer` has it; the busiest answer of all, hence by hand too."""
+    last = answer["last_reported_at"]
+    body = report_json(answer) | {
+        "deviceLimit": answer["device_limit"],
+        "utilization": answer["utilization"],
+        "overLimit": answer["over_limit"],
+        "lastReportAt": last and rfc3339(last),
+    }
+    for name in ("warning", "license"):
+        if name in answer:
+            body[name] = answer[name]
+    return body

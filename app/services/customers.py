@@ -1,0 +1,223 @@
+"""Customers: joining with a trial, changing their details, own figures, leaving for good."""
+
+import hashlib
+import hmac
+import secrets
+import string
+from datetime import timedelta
+from typing import Any, Final
+
+from psycopg2.errors import UniqueViolation
+
+from app.db import Cursor, Row
+from app.entitlements import describe_customer
+from app.errors import Conflict, NotFound
+from app.parts import now, parts
+from app.queries import audit as audit_log
+from app.queries import customers, events, idempotency, licenses, subscriptions, usage
+from app.services import audit
+from app.services.licenses import issue_license
+
+ID_LENGTH: Final = 16
+_ID_ALPHABET: Final = string.ascii_lowercase + string.digits
+
+
+def create_customer(
+    *, email: str, name: str | None = None, company_name: str | None = None, plan: str | None = None
+) -> tuple[dict[str, Any], Row]:
+    """Add a customer with a running trial: the described customer and the first license.
+
+    With a plan that is its one trial of a paid plan. Raises Conflict when the address is taken, or
+    when a plan is asked for but the trial was used up before an erasure.
+    """
+    at = now()
+    with parts().db.transaction() as cur:
+        customer = customers.insert_customer(
+            cur, customer_id=new_id("cust_"), email=email, name=name, company_name=company_name
+        )
+        if customer is None:
+            raise Conflict(
+                "There is a customer with this email already. Look it up with GET /api/customers?email=…"
+            )
+        audit.record(
+            cur, "customer.create", customer_id=customer["customer_id"],
+            subject=customer["customer_id"], after=customer,
+        )  # fmt: skip
+        came_back = customers.select_email_was_erased(cur, email_hash(cur, email))
+        if came_back and plan:
+            raise Conflict("The trial of this email is used up. Create it without a plan, then use checkout.")
+        days = 0 if came_back else parts().settings.trial_days
+        start_trial(cur, customer, plan or "trial", days)
+        license_row = issue_license(cur, customer)
+        rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
+        return describe_customer(customer, rows, at), license_row
+
+
+def start_trial(cur: Cursor, customer: Row, plan: str, days: int) -> Row:
+    """End whatever trial there is and begin one of `plan`, inside the caller's transaction."""
+    at, customer_id = now().replace(microsecond=0), customer["customer_id"]
+    for ended in subscriptions.end_trials(cur, customer_id, at):
+        audit.record(
+            cur, "subscription.end", customer_id=customer_id, subject=ended["subscription_id"],
+            before={"status": "trialing"}, after={"status": "canceled"},
+        )  # fmt: skip
+    started = subscriptions.insert_trial(
+        cur,
+        subscription_id=new_id("trial_"),
+        customer_id=customer_id,
+        plan=plan,
+        starts_at=at,
+        ends_at=at + timedelta(days=days),
+    )
+    if plan != "trial":
+        customers.update_trial_used(cur, customer_id, at)
+    audit.record(
+        cur, "subscription.start_trial", customer_id=customer_id,
+        subject=started["subscription_id"], after=started,
+    )  # fmt: skip
+    return started
+
+
+def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
+    """Change email, name or company (absent: as it is), at Stripe first, so that a failure there changes
+    nothing here. Raises Conflict when the address is taken.
+    """
+    before = get_customer(customer_id)
+    wanted: Row = {name: changes.get(name, before[name]) for name in ("email", "name", "company_name")}
+    with parts().db.statement() as cur:
+        same_email = customers.select_customers(cur, limit=1, email=wanted["email"])
+    if same_email and same_email[0]["customer_id"] != customer_id:
+        raise Conflict("Another customer has this email.")
+    if before["stripe_customer_id"] and parts().stripe.configured:
+        name = wanted["company_name"] or wanted["name"]
+        key = f"customer-update-{customer_id}-{before['updated_at'].timestamp()}-{_digest(wanted)}"
+        parts().stripe.update_customer(before["stripe_customer_id"], wanted["email"], name, key)
+    try:
+        with parts().db.transaction() as cur:
+            customers.lock_customer(cur, customer_id)
+            after = customers.update_customer(cur, customer_id=customer_id, **wanted)
+            audit.record(
+                cur, "customer.update", customer_id=customer_id, subject=customer_id,
+                before=before, after=after,
+            )  # fmt: skip
+            return describe_customer(after, subscriptions.select_subscriptions(cur, [customer_id]), now())
+    except UniqueViolation:
+        raise Conflict("Another customer has this email.") from None
+
+
+def override(
+    customer_id: str, *, max_devices: int | None, retention_days: int | None, clear: bool = False
+) -> Row:
+    """Give an enterprise customer figures of its own; None leaves one as it is, `clear` drops both first."""
+    with parts().db.transaction() as cur:
+        before = customers.lock_customer(cur, customer_id)
+        if before is None or before["erased_at"]:
+            raise NotFound(f"There is no customer {customer_id}.")
+        described = describe_customer(before, subscriptions.select_subscriptions(cur, [customer_id]), now())
+        if not clear and (described["subscription"] or {}).get("plan") != "enterprise":
+            raise Conflict("Only an enterprise customer has figures of its own. Upgrade it first.")
+        kept = {"max_devices": None, "retention_days": None} if clear else before
+        after = customers.update_overrides(
+            cur,
+            customer_id,
+            max_devices=kept["max_devices"] if max_devices is None else max_devices,
+            retention_days=kept["retention_days"] if retention_days is None else retention_days,
+        )
+        audit.record(
+            cur,
+            "customer.override",
+            customer_id=customer_id,
+            subject=customer_id,
+            before=before,
+            after=after,
+        )
+        return after
+
+
+def get_customer(customer_id: str) -> Row:
+    """The row, or NotFound; an erased customer is not found."""
+    with parts().db.statement() as cur:
+        customer = customers.select_customer(cur, customer_id)
+    if customer is None or customer["erased_at"]:
+        raise NotFound(f"There is no customer {customer_id}.")
+    return customer
+
+
+def describe_one(customer_id: str) -> dict[str, Any]:
+    """A customer with the subscription that counts, or NotFound."""
+    customer = get_customer(customer_id)
+    with parts().db.statement() as cur:
+        return describe_customer(customer, subscriptions.select_subscriptions(cur, [customer_id]), now())
+
+
+def describe_many(page: list[Row]) -> list[dict[str, Any]]:
+    """The same for a page of customers, with one more statement in all."""
+    of = subscriptions_of(page)
+    return [describe_customer(customer, of[customer["customer_id"]], now()) for customer in page]
+
+
+def subscriptions_of(page: list[Row]) -> dict[str, list[Row]]:
+    """Every subscription of each of these customers."""
+    found: dict[str, list[Row]] = {customer["customer_id"]: [] for customer in page}
+    with parts().db.statement() as cur:
+        for row in subscriptions.select_subscriptions(cur, list(found)):
+            found[row["customer_id"]].append(row)
+    return found
+
+
+def export_customer(customer_id: str) -> dict[str, Any]:
+    """Everything that is held about a customer, as rows by table."""
+    customer = get_customer(customer_id)
+    with parts().db.transaction() as cur:
+        return {
+            "customer": customer,
+            "subscriptions": subscriptions.select_subscriptions(cur, [customer_id]),
+            "licenses": licenses.select_license_history(cur, customer_id, limit=None),
+            "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
+            "usageAlerts": usage.select_usage_alerts(cur, customer_id=customer_id, since=None),
+            "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
+            "audit": audit_log.select_audit(cur, customer_id=customer_id),
+        }
+
+
+def erase_customer(customer_id: str) -> None:
+    """Delete the customer at Stripe and every personal field here; the figures stay.
+
+    Its licenses are revoked, and a keyed hash of the address remembers that the trial is used up.
+    Done again after a failure half-way, it completes.
+    """
+    customer = get_customer(customer_id)
+    if customer["stripe_customer_id"]:
+        parts().stripe.delete_customer(customer["stripe_customer_id"])
+    with parts().db.transaction() as cur:
+        at = now()
+        customers.lock_customer(cur, customer_id)
+        customers.insert_erased_email(cur, email_hash(cur, customer["email"]))
+        subscriptions.end_all(cur, customer_id, at)
+        licenses.revoke_licenses(cur, customer_id, at)
+        licenses.forget_tokens(cur, customer_id)
+        customers.erase_customer(cur, customer_id, at)
+        audit_log.erase_audit(cur, customer_id, audit.PERSONAL_FIELDS)
+        idempotency.delete_answers_about(cur, customer_id)
+        audit.record(
+            cur,
+            "customer.erase",
+            customer_id=customer_id,
+            subject=customer_id,
+            after={"erased_at": at},
+        )
+
+
+def email_hash(cur: Cursor, email: str) -> str:
+    """HMAC-SHA-256 of an address in lower case: recognisable to us, no address to anyone else."""
+    key = customers.select_email_hash_key(cur)
+    return hmac.new(key.encode(), email.lower().encode(), hashlib.sha256).hexdigest()
+
+
+def new_id(prefix: str) -> str:
+    """Unguessable: about 82 bits."""
+    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_LENGTH))
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(value.items())).encode()).hexdigest()[:16]

@@ -1,0 +1,82 @@
+"""What a load balancer and a monitoring system ask."""
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from app import migrations
+from app.config import ConfigError
+from app.errors import DomainError
+from app.parts import now, parts
+from app.plans import PLANS
+from app.queries import metrics
+
+STOPPING: Final = "SHUTTING_DOWN"
+
+
+def failing_parts() -> dict[str, str]:
+    """What keeps this process from serving, by name; empty when nothing does."""
+    failing = {}
+    if os.environ.get(STOPPING):
+        failing["process"] = "shutting down"
+    try:
+        pending = [m.name for m in migrations.status(parts().db) if m.applied_at is None]
+        if pending:
+            failing["migrations"] = f"pending: {', '.join(pending)}"
+    except DomainError as error:
+        failing["database" if error.code == 503 else "migrations"] = error.message
+    try:
+        parts().keyring.signing_key()
+    except ConfigError as error:
+        failing["signing_key"] = str(error).partition(":")[0]
+    return failing
+
+
+def metrics_text() -> tuple[bytes, str]:
+    """Prometheus' text: this process's counters (all workers' under gunicorn), and the state of affairs."""
+    registry = CollectorRegistry()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        text = generate_latest(registry)
+    else:
+        text = generate_latest(REGISTRY)
+    affairs = CollectorRegistry()
+    affairs.register(_Affairs())
+    return text + generate_latest(affairs), CONTENT_TYPE_LATEST
+
+
+class _Affairs(Collector):
+    """Gauges that the database knows; without it only `billing_database_up 0`."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        pool = GaugeMetricFamily("billing_db_connections", "Connections of this process", labels=["state"])
+        pool.add_metric(["in_use"], parts().db.in_use)
+        pool.add_metric(["allowed"], parts().db.size)
+        yield pool
+        try:
+            with parts().db.statement() as cur:
+                counts = metrics.select_customer_counts(cur, now())
+                ending = metrics.select_trials_ending(cur, now())
+        except DomainError:
+            yield GaugeMetricFamily("billing_database_up", "Whether the database answers", 0)
+            return
+        yield GaugeMetricFamily("billing_database_up", "Whether the database answers", 1)
+        customers = GaugeMetricFamily("billing_customers", "Customers", labels=["plan", "status"])
+        revenue = GaugeMetricFamily(
+            "billing_monthly_revenue_usd", "List price of what is live", labels=["plan"]
+        )
+        monthly = {name: 0.0 for name, plan in PLANS.items() if plan.monthly_cents}
+        for row in counts:
+            customers.add_metric([row["plan"], row["status"]], row["customers"])
+            if row["plan"] in monthly and row["is_live"]:
+                monthly[row["plan"]] += row["customers"] * (PLANS[row["plan"]].monthly_cents or 0) / 100
+        for plan, amount in monthly.items():
+            revenue.add_metric([plan], amount)
+        yield customers
+        yield revenue
+        yield GaugeMetricFamily("billing_trials_ending_7d", "Trials that end within 7 days", ending)

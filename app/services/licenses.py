@@ -1,0 +1,220 @@
+"""Handing out licenses: the current one, a fresh one when the entitlement changed, none when revoked."""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from app.db import Cursor, Row
+from app.entitlements import Entitlement, entitle, license_expiry
+from app.errors import Forbidden, NotFound
+from app.licenses import (
+    InvalidToken,
+    PublicKey,
+    Token,
+    fingerprint,
+    license_claims,
+    read_token,
+    sign,
+)
+from app.parts import now, parts
+from app.queries import customers, licenses, subscriptions
+from app.services import audit
+
+REVOCATION_LIST_HOURS: Final = 24
+
+
+def current_license(customer_id: str) -> Row:
+    """The license row to hand out, issued now if need be.
+
+    Raises NotFound, or Forbidden when the customer's licenses are revoked.
+    """
+    with parts().db.statement() as cur:
+        current = licenses.select_current_license(cur, customer_id)
+    if current and not current["recheck"] and now() < current["renews_at"]:
+        return current
+    return renew_license(customer_id)
+
+
+def renew_license(customer_id: str) -> Row:
+    """Derive the entitlement anew; keep the current license if it still says the same, else issue one."""
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None or customer["erased_at"]:
+            raise NotFound(f"There is no customer {customer_id}.")
+        if customer["revoked_at"]:
+            raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
+        return issue_license(cur, customer)
+
+
+def issue_license(cur: Cursor, customer: Row) -> Row:
+    """The same inside a transaction that holds the customer."""
+    customer_id = customer["customer_id"]
+    current = licenses.select_current_license(cur, customer_id)
+    at = now().replace(microsecond=0)
+    # Instances refuse to go back to an older `iat`, also when our clock was set back.
+    issued_at = max(at, current["issued_at"]) if current else at
+    entitlement = entitlement_of(cur, customer, at)
+    settings = parts().settings
+    expires_at = license_expiry(
+        entitlement,
+        issued_at,
+        validity_days=settings.license_validity_days,
+        grace_days=settings.license_grace_days,
+    ).replace(microsecond=0)
+    claims = license_claims(
+        customer,
+        entitlement,
+        issuer=settings.license_issuer,
+        jti=str(uuid.uuid4()),
+        issued_at=issued_at,
+        expires_at=max(issued_at, expires_at),
+    )
+    if current:
+        if current["fingerprint"] == fingerprint(claims) and at < current["renews_at"]:
+            licenses.confirm_license(cur, current["jti"])
+            return current
+        licenses.supersede_license(cur, customer_id, at)
+    issued = licenses.insert_license(cur, _row(cur, claims, entitlement))
+    audit.record(
+        cur,
+        "license.issue",
+        customer_id=customer_id,
+        subject=issued["jti"],
+        before=current and {"jti": current["jti"], "plan": current["plan"]},
+        after={name: issued[name] for name in ("jti", "kid", "plan", "status", "expires_at")},
+    )
+    return issued
+
+
+def _row(cur: Cursor, claims: dict[str, Any], entitlement: Entitlement) -> dict[str, Any]:
+    key = parts().keyring.signing_key()
+    register_key(cur, key.public)
+    issued_at = datetime.fromtimestamp(claims["iat"], now().tzinfo)
+    expires_at = datetime.fromtimestamp(claims["exp"], now().tzinfo)
+    return {
+        "jti": claims["jti"],
+        "customer_id": claims["sub"],
+        "kid": key.public.kid,
+        "plan": claims["plan"],
+        "status": entitlement.status,
+        "device_limit": entitlement.device_limit,
+        "token": sign(claims, key),
+        "fingerprint": fingerprint(claims),
+        "issued_at": issued_at,
+        "renews_at": issued_at + (expires_at - issued_at) / 2,
+        "expires_at": expires_at,
+    }
+
+
+def register_key(cur: Cursor, key: PublicKey) -> None:
+    """Put a signing key on record before the first license that needs it."""
+    if licenses.insert_license_key(cur, key.kid, key.pem):
+        audit.record(cur, "key.register", subject=key.kid, after={"kid": key.kid})
+
+
+def entitlement_of(cur: Cursor, customer: Row, at: datetime) -> Entitlement:
+    """What this customer may use at that time."""
+    rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
+    return entitle(customer, rows, at)
+
+
+def revoke(customer_id: str, reason: str | None) -> Row:
+    """Revoke every license of a customer, and give out none until reinstated. Twice is once."""
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None:
+            raise NotFound(f"There is no customer {customer_id}.")
+        if customer["revoked_at"]:
+            return customer
+        at = now()
+        revoked = licenses.revoke_licenses(cur, customer_id, at)
+        after = customers.update_revocation(cur, customer_id, revoked_at=at, reason=reason)
+        audit.record(
+            cur,
+            "license.revoke",
+            customer_id=customer_id,
+            subject=customer_id,
+            before={"revoked_at": None},
+            after={"revoked_at": at, "reason": reason, "revoked": [row["jti"] for row in revoked]},
+        )
+        return after
+
+
+def reinstate(customer_id: str) -> tuple[Row, Row]:
+    """Give out licenses again: customer and a new license. The revoked ones stay revoked."""
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None or customer["erased_at"]:
+            raise NotFound(f"There is no customer {customer_id}.")
+        if customer["revoked_at"]:
+            before = {"revoked_at": customer["revoked_at"], "reason": customer["revoke_reason"]}
+            customer = customers.update_revocation(cur, customer_id, revoked_at=None, reason=None)
+            audit.record(
+                cur,
+                "license.reinstate",
+                customer_id=customer_id,
+                subject=customer_id,
+                before=before,
+                after={"revoked_at": None},
+            )
+        return customer, issue_license(cur, customer)
+
+
+def find_key(kid: str) -> PublicKey | None:
+    """The public key of this id, if it is on record and was not removed."""
+
+    def look_up(kid: str) -> PublicKey | None:
+        with parts().db.statement() as cur:
+            pem = licenses.select_license_key(cur, kid)
+        return PublicKey(kid, pem) if pem else None
+
+    return parts().keyring.public_key(kid, look_up)
+
+
+def decode(token: str) -> Token:
+    """A token whose form and signature hold. Raises InvalidToken."""
+    return read_token(token, find_key, parts().settings.license_issuer)
+
+
+def verify(token: str) -> tuple[str, Token | None]:
+    """The reason code (VALID, SUPERSEDED, REVOKED, EXPIRED, …) and, where one was read, the token."""
+    try:
+        read = decode(token.strip())
+    except InvalidToken as error:
+        return error.code, None
+    with parts().db.statement() as cur:
+        state = licenses.select_license_state(cur, read.jti)
+    if state is None or state["customer_id"] != read.customer_id:
+        return "MALFORMED", None
+    if state["revoked_at"] or state["erased_at"]:
+        return "REVOKED", read
+    if read.expires_at <= now():
+        return "EXPIRED", read
+    return "SUPERSEDED" if state["superseded_at"] else "VALID", read
+
+
+def revocation_list() -> tuple[str, list[str], datetime]:
+    """The signed list of revoked licenses that have not expired, those ids, and when the list ends.
+
+    `iat` is the full hour, so that the same list is the same text and can be cached.
+    """
+    issued_at = now().replace(minute=0, second=0, microsecond=0)
+    expires_at = issued_at + timedelta(hours=REVOCATION_LIST_HOURS)
+    with parts().db.statement() as cur:
+        revoked = licenses.select_revoked_jtis(cur, now())
+    claims = {
+        "iss": parts().settings.license_issuer,
+        "iat": int(issued_at.timestamp()),
+        "exp": int(expires_at.timestamp()),
+        "revoked": revoked,
+    }
+    return sign(claims, parts().keyring.signing_key()), revoked, expires_at
+
+
+def published_keys() -> list[PublicKey]:
+    """The signing key, and the older ones that still have a token that has not expired."""
+    current = parts().keyring.signing_key().public
+    with parts().db.statement() as cur:
+        rows = licenses.select_published_keys(cur, current.kid, now())
+    older = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
+    return [current, *older]

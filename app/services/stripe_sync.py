@@ -1,0 +1,357 @@
+"""Bringing the database to where Stripe is. Stripe's state is fetched, never a payload applied."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.db import Cursor, Row
+from app.entitlements import ENDED_STATUSES, KNOWN_STATUSES, is_live
+from app.errors import DomainError, NotFound
+from app.observe import WEBHOOK_LAG, WEBHOOKS
+from app.parts import now, parts, set_actor
+from app.queries import customers, events, subscriptions
+from app.services import audit
+from app.services.licenses import issue_license
+from app.stripe_gateway import WEBHOOK_EVENTS
+
+log = logging.getLogger(__name__)
+
+COMPARED: Final = (
+    "stripe_price_id",
+    "plan",
+    "status",
+    "trial_ends_at",
+    "current_period_starts_at",
+    "current_period_ends_at",
+    "cancel_at_period_end",
+    "cancel_at",
+    "ended_at",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where the database and Stripe disagree about one subscription (or link)."""
+
+    customer_id: str
+    subject: str
+    ours: str
+    stripes: str
+
+
+def sync_customer(
+    customer_id: str, event_id: str | None = None, *, dry_run: bool = False
+) -> list[Difference]:
+    """Fetch this customer's subscriptions and store them, as one step: what differed.
+
+    The lock is taken before Stripe is asked and held until the answer is stored, so the newest
+    fetch is always the last one stored, whatever order events come in.
+    """
+    held = parts()
+    with held.stripe.slot(), held.db.transaction() as cur:
+        held.db.lock(cur, f"sync {customer_id}")
+        customer = customers.select_customer(cur, customer_id)
+        if customer is None:
+            raise NotFound(f"There is no customer {customer_id}.")
+        known = {
+            row["subscription_id"]: row for row in subscriptions.select_subscriptions(cur, [customer_id])
+        }
+        fetched = list(_fetch(customer, known))
+        differences = [
+            d for row in fetched for d in _compare(customer_id, known.get(row["subscription_id"]), row)
+        ]
+        gone = bool(customer["stripe_customer_id"]) and not any(map(is_live, fetched)) and _is_gone(customer)
+        if (differences or gone) and not dry_run:
+            _store(cur, customer_id, known, fetched, event_id, forget_link=gone)
+        return differences
+
+
+def _fetch(customer: Row, known: dict[str, Row]) -> Iterator[dict[str, Any]]:
+    """Every subscription of this customer at Stripe; one of ours that Stripe lacks comes as canceled."""
+    found = set()
+    if customer["stripe_customer_id"]:
+        for row in parts().stripe.list_subscriptions(customer["stripe_customer_id"]):
+            found.add(row["subscription_id"])
+            yield row
+    for row in known.values():
+        if row["stripe_subscription_id"] is None or row["subscription_id"] in found:
+            continue
+        if row["status"] in ENDED_STATUSES:
+            continue
+        fetched = parts().stripe.retrieve_subscription(row["subscription_id"])
+        yield fetched or {**row, "status": "canceled", "ended_at": now().replace(microsecond=0)}
+
+
+def _is_gone(customer: Row) -> bool:
+    return parts().stripe.customer_is_deleted(customer["stripe_customer_id"])
+
+
+def _store(
+    cur: Cursor,
+    customer_id: str,
+    known: dict[str, Row],
+    fetched: list[dict[str, Any]],
+    event_id: str | None,
+    *,
+    forget_link: bool,
+) -> None:
+    customers.lock_customer(cur, customer_id)
+    for row in fetched:
+        before = known.get(row["subscription_id"])
+        if not _compare(customer_id, before, row):
+            continue
+        stored = subscriptions.upsert_stripe_subscription(
+            cur, row | {"customer_id": customer_id, "event_id": event_id}
+        )
+        audit.record(
+            cur, "subscription.sync", customer_id=customer_id, subject=row["subscription_id"],
+            before=before, after=stored,
+        )  # fmt: skip
+        _report_oddities(stored)
+    if any(row["paid"] for row in fetched):
+        # The first payment ends a trial of ours for good.
+        for ended in subscriptions.end_trials(cur, customer_id, now()):
+            audit.record(
+                cur, "subscription.end", customer_id=customer_id, subject=ended["subscription_id"],
+                before={"status": "trialing"}, after={"status": "canceled"},
+            )  # fmt: skip
+    if forget_link:
+        customers.update_stripe_customer_id(cur, customer_id, None)
+    live = [row for row in subscriptions.select_subscriptions(cur, [customer_id]) if is_live(row)]
+    if len(live) > 1:
+        log.warning(
+            "customer has several live subscriptions",
+            extra={"customer_id": customer_id, "count": len(live)},
+        )
+    customer = customers.select_customer(cur, customer_id)
+    if customer and not customer["revoked_at"] and not customer["erased_at"]:
+        issue_license(cur, customer)
+
+
+def _report_oddities(row: Row) -> None:
+    extra = {"customer_id": row["customer_id"], "subscription_id": row["subscription_id"]}
+    if row["plan"] == "unknown":
+        log.error(
+            "price belongs to no plan; it grants nothing",
+            extra=extra | {"price": row["stripe_price_id"]},
+        )
+    if row["status"] not in KNOWN_STATUSES:
+        log.error(
+            "unknown subscription status; it grants nothing",
+            extra=extra | {"status": row["status"]},
+        )
+
+
+def _compare(customer_id: str, ours: Row | None, stripes: dict[str, Any]) -> list[Difference]:
+    subject = stripes["subscription_id"]
+    if ours is None:
+        return [Difference(customer_id, subject, "missing", f"{stripes['plan']} {stripes['status']}")]
+    return [
+        Difference(customer_id, f"{subject} {name}", _text(ours[name]), _text(stripes[name]))
+        for name in COMPARED
+        if ours[name] != stripes[name]
+    ]
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def handle_event(event: dict[str, Any]) -> str:
+    """Follow one verified event: fetch anew whose state it tells of. `done` or `ignored`.
+
+    Any failure is put on record if the database allows, then raised, so that Stripe sends it again.
+    """
+    set_actor(f"stripe:{event['event_id']}")
+    record = _event_record(event)
+    with parts().db.statement() as cur:
+        known = events.select_event(cur, record["event_id"])
+    if known and known["outcome"] == "done":
+        return "done"
+    try:
+        outcome = _follow(event, record)
+    except Exception as error:
+        record |= {"outcome": "failed", "error": _summary(error)}
+        _count(event, "failed")
+        with parts().db.transaction() as cur:
+            events.upsert_event(cur, record)
+        raise
+    _count(event, outcome)
+    return outcome
+
+
+def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
+    customer_id = None
+    if event["type"] in WEBHOOK_EVENTS and event["livemode"] == parts().stripe.livemode:
+        customer_id = _whose(event)
+    return _sync_and_record(customer_id, record)
+
+
+def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
+    """The effect of an event and its record, in one transaction."""
+    outcome = "done" if customer_id else "ignored"
+    with parts().stripe.slot() if customer_id else nullcontext(), parts().db.transaction() as cur:
+        if customer_id:
+            sync_customer(customer_id, record["event_id"])
+        events.upsert_event(cur, record | {"customer_id": customer_id, "outcome": outcome, "error": None})
+    return outcome
+
+
+def _whose(event: dict[str, Any]) -> str | None:
+    """Our customer that an event tells of; one that Stripe knows and we forgot to link is linked."""
+    found = event["object"]
+    stripe_id = found.get("id") if event["type"].startswith("customer.deleted") else found.get("customer")
+    if isinstance(stripe_id, dict):
+        stripe_id = stripe_id.get("id")
+    if not isinstance(stripe_id, str):
+        return None
+    with parts().db.statement() as cur:
+        customer = customers.select_customer_by_stripe_id(cur, stripe_id)
+    if customer is not None:
+        return str(customer["customer_id"])
+    metadata = found.get("metadata")
+    claimed = found.get("client_reference_id") or (
+        metadata.get("customer_id") if isinstance(metadata, dict) else None
+    )
+    return link_customer(claimed, stripe_id) if isinstance(claimed, str) else None
+
+
+def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
+    """Remember Stripe's id for a customer that has none; None when there is no such customer."""
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None or customer["erased_at"] or customer["stripe_customer_id"]:
+            return None
+        after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
+        audit.record(
+            cur,
+            "customer.link",
+            customer_id=customer_id,
+            subject=stripe_customer_id,
+            before=customer,
+            after=after,
+        )
+    return customer_id
+
+
+def _event_record(event: dict[str, Any]) -> dict[str, Any]:
+    found = event["object"]
+    customer = found.get("customer")
+    return {
+        "event_id": event["event_id"][:255],
+        "type": event["type"][:255],
+        "object_id": str(found.get("id"))[:255],
+        "customer_id": None,
+        "stripe_customer_id": customer[:255] if isinstance(customer, str) else None,
+        "outcome": "ignored",
+        "error": None,
+        "created_at": event["created_at"],
+    }
+
+
+def _count(event: dict[str, Any], outcome: str) -> None:
+    kind = event["type"] if event["type"] in WEBHOOK_EVENTS else "other"
+    WEBHOOKS.labels(kind, outcome).inc()
+    WEBHOOK_LAG.observe(max(0.0, (now() - event["created_at"]).total_seconds()))
+    log.info(
+        "stripe event",
+        extra={"event": event["event_id"], "type": event["type"], "outcome": outcome},
+    )
+
+
+def _summary(error: Exception) -> str:
+    text = error.message if isinstance(error, DomainError) else type(error).__name__
+    return text[:500]
+
+
+def replay_event(event_id: str) -> str:
+    """Follow an event of the record once more: the present state of its customer is fetched."""
+    with parts().db.statement() as cur:
+        known = events.select_event(cur, event_id)
+        if known is None:
+            raise NotFound(f"There is no event {event_id} on record.")
+        owner = None
+        if known["stripe_customer_id"]:
+            owner = customers.select_customer_by_stripe_id(cur, known["stripe_customer_id"])
+    return _sync_and_record(owner["customer_id"] if owner else known["customer_id"], known)
+
+
+def sync_all(*, dry_run: bool, progress: Callable[[int], None] = lambda n: None) -> list[Difference]:
+    """Compare every customer with Stripe, page by page through Stripe's own lists: what differs.
+
+    Without `dry_run` each customer that differs is fetched anew and mended. `progress` is told how
+    many subscriptions were looked at.
+    """
+    with parts().db.statement() as cur:
+        owners = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
+        known = {row["subscription_id"]: row for row in subscriptions.select_stripe_subscriptions(cur)}
+    unlinked = _find_unlinked(owners)
+    differences = [
+        Difference(owner, "stripe_customer_id", "none", found) for owner, found in unlinked.items()
+    ]
+    differing = _compare_all(owners | unlinked, known, progress)
+    if dry_run:
+        return differences + [difference for found in differing.values() for difference in found]
+    for owner, stripe_id in unlinked.items():
+        link_customer(owner, stripe_id)
+    for owner, found in differing.items():
+        differences += sync_customer(owner) or found
+    return differences
+
+
+def sync_one(customer_id: str, *, dry_run: bool) -> list[Difference]:
+    """The same for one customer."""
+    with parts().db.statement() as cur:
+        customer = customers.select_customer(cur, customer_id)
+    if customer is None or customer["erased_at"]:
+        raise NotFound(f"There is no customer {customer_id}.")
+    differences = []
+    if customer["stripe_customer_id"] is None:
+        found = parts().stripe.find_customer(customer_id, customer["email"])
+        if found:
+            differences.append(Difference(customer_id, "stripe_customer_id", "none", found))
+            if dry_run:
+                rows = parts().stripe.list_subscriptions(found)
+                return differences + [d for row in rows for d in _compare(customer_id, None, row)]
+            link_customer(customer_id, found)
+    return differences + sync_customer(customer_id, dry_run=dry_run)
+
+
+def _find_unlinked(owners: Mapping[str, str | None]) -> dict[str, str]:
+    """Customers that Stripe has under our id while we do not know Stripe's: ours → Stripe's."""
+    wanted = {owner for owner, stripe_id in owners.items() if stripe_id is None}
+    found: dict[str, str] = {}
+    if wanted:
+        for customer in parts().stripe.list_customers():
+            owner = (customer.get("metadata") or {}).get("customer_id")
+            if owner in wanted:
+                found[owner] = customer["id"]
+    return found
+
+
+def _compare_all(
+    owners: Mapping[str, str | None], known: Mapping[str, Row], progress: Callable[[int], None]
+) -> dict[str, list[Difference]]:
+    by_stripe_id = {stripe_id: owner for owner, stripe_id in owners.items()}
+    differing: dict[str, list[Difference]] = {}
+    seen = set()
+    for fetched in parts().stripe.list_subscriptions():
+        progress(1)
+        seen.add(fetched["subscription_id"])
+        ours = known.get(fetched["subscription_id"])
+        owner = ours["customer_id"] if ours else by_stripe_id.get(fetched["stripe_customer_id"])
+        if owner is not None and owner in owners and (found := _compare(owner, ours, fetched)):
+            differing.setdefault(owner, []).extend(found)
+    for subscription_id, ours in known.items():
+        if (
+            subscription_id not in seen
+            and ours["customer_id"] in owners
+            and ours["status"] not in ENDED_STATUSES
+        ):
+            missing = Difference(
+                ours["customer_id"], subscription_id, f"{ours['plan']} {ours['status']}", "missing"
+            )
+            differing.setdefault(ours["customer_id"], []).append(missing)
+    return differing

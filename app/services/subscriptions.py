@@ -1,0 +1,337 @@
+"""Subscriptions that people ask for: trial, checkout, upgrade, cancel, resume, portal."""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from app.db import Row
+from app.entitlements import describe, entitle, is_live, is_local, status_at
+from app.errors import Conflict, Forbidden, NotFound, PaymentRefused, Unavailable, invalid_field
+from app.parts import now, parts
+from app.plans import PLANS
+from app.queries import customers, subscriptions
+from app.services import audit
+from app.services.customers import get_customer, start_trial
+from app.services.licenses import issue_license
+from app.services.stripe_sync import sync_customer
+
+SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
+
+
+def create_trial(customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
+    """Begin the one trial of a paid plan: the described subscription and a new license.
+
+    Raises Conflict when it was used up, or when there ever was a paid subscription.
+    """
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None or customer["erased_at"]:
+            raise NotFound(f"There is no customer {customer_id}.")
+        _refuse_if_revoked(customer)
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
+        if any(row["paid"] or is_live(row) for row in rows):
+            raise Conflict("This customer has had a paid subscription. Use checkout.")
+        if customer["trial_used_at"]:
+            raise Conflict("This customer's trial is used up. Use checkout.")
+        started = start_trial(cur, customer, plan, parts().settings.trial_days)
+        license_row = issue_license(cur, customer)
+        return describe(customer, started, now()), license_row
+
+
+def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
+    """A described subscription by its own id, or the one that counts by the customer's.
+
+    With `only_of`, anything that is not that customer's is Forbidden, whether it exists or not.
+    """
+    if any_id.startswith("cust_"):
+        if only_of not in (None, any_id):
+            raise Forbidden("This license is for another customer.")
+        return _current(any_id)
+    with parts().db.statement() as cur:
+        row = subscriptions.select_subscription(cur, any_id)
+    if only_of is not None and (row is None or row["customer_id"] != only_of):
+        raise Forbidden("This license is for another customer.")
+    if row is None:
+        raise NotFound(f"There is no subscription {any_id}.")
+    return describe(get_customer(row["customer_id"]), row, now())
+
+
+def _current(customer_id: str) -> dict[str, Any]:
+    customer = get_customer(customer_id)
+    with parts().db.statement() as cur:
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
+    current = entitle(customer, rows, now()).subscription
+    if current is None:
+        raise NotFound(f"Customer {customer_id} has no subscription.")
+    return describe(customer, current, now())
+
+
+def start_checkout(
+    customer_id: str,
+    plan: str,
+    *,
+    success_url: str | None = None,
+    cancel_url: str | None = None,
+    promo_code: str | None = None,
+) -> dict[str, Any]:
+    """A Stripe Checkout page where the customer subscribes: sessionId, checkoutUrl, plan, expiresAt.
+
+    One session of a customer is open at a time, so that nobody pays twice in two tabs: the same
+    wish gets the same session again, another wish closes it. Raises Conflict when a subscription
+    is live already, here or, by a webhook still on its way, at Stripe only.
+    """
+    held = parts()
+    customer = get_customer(customer_id)
+    with held.stripe.slot(), held.db.separate_lock(f"checkout {customer_id}"):
+        price_id = _price_of(plan)
+        stripe_customer_id = _ensure_stripe_customer(customer)
+        sync_customer(customer_id)
+        if _live_subscription(customer_id):
+            raise Conflict("This customer has a live subscription. Use upgrade.")
+        success = success_url or f"{held.settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
+        params: dict[str, Any] = {
+            "mode": "subscription",
+            "customer": stripe_customer_id,
+            "client_reference_id": customer_id,
+            "line_items": [{"price": price_id, "quantity": 1}],
+            "success_url": success,
+            "cancel_url": cancel_url or f"{held.settings.base_url}/checkout/cancel",
+            "subscription_data": {"metadata": {"customer_id": customer_id}},
+        }
+        if promo_code is None:
+            params["allow_promotion_codes"] = True
+        else:
+            promotion = held.stripe.find_promotion_code(promo_code)
+            if promotion is None:
+                raise invalid_field("promoCode", "There is no such code, or it has expired.")
+            params["discounts"] = [{"promotion_code": promotion}]
+        session = _open_session(customer_id, params)
+        return {
+            "session_id": session["id"],
+            "checkout_url": session["url"],
+            "plan": plan,
+            "expires_at": datetime.fromtimestamp(session["expires_at"], UTC),
+        }
+
+
+def _open_session(customer_id: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The open session with these very parameters, or a new one with every other closed."""
+    wish = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:32]
+    sessions = parts().stripe.list_checkouts(params["customer"])
+    is_open = [s for s in sessions if s["status"] == "open"]
+    for session in is_open:
+        if (session.get("metadata") or {}).get("wish") == wish:
+            return session
+    for session in is_open:
+        if not parts().stripe.expire_checkout(session["id"]):
+            raise Conflict("A payment is under way in an earlier checkout page. Look again in a moment.")
+    state = sessions[0]["id"] if sessions else "first"
+    params = params | {"metadata": {"customer_id": customer_id, "wish": wish}}
+    return parts().stripe.create_checkout(params, f"checkout-{customer_id}-{wish}-after-{state}")
+
+
+def _ensure_stripe_customer(customer: Row) -> str:
+    """Stripe's id of this customer; made, found again after a crash, or made anew after a deletion."""
+    customer_id, stripe, known = (
+        customer["customer_id"],
+        parts().stripe,
+        customer["stripe_customer_id"],
+    )
+    if known and not stripe.customer_is_deleted(known):
+        return str(known)
+    found = stripe.find_customer(customer_id, customer["email"])
+    if found is None:
+        name = customer["company_name"] or customer["name"]
+        key = f"customer-{customer_id}-after-{known or 'none'}"
+        wish = hashlib.sha256(f"{customer['email']} {name}".encode()).hexdigest()[:16]
+        found = stripe.create_customer(customer_id, customer["email"], name, f"{key}-{wish}")
+    with parts().db.transaction() as cur:
+        before = customers.lock_customer(cur, customer_id)
+        after = customers.update_stripe_customer_id(cur, customer_id, found)
+        audit.record(cur, "customer.link", customer_id=customer_id, subject=found, before=before, after=after)
+    return found
+
+
+def _price_of(plan: str) -> str:
+    price_id = parts().stripe.price_of(plan)
+    if price_id is None and PLANS[plan].monthly_cents is None:
+        raise invalid_field("plan", f"{plan.capitalize()} is not sold online. Contact sales.")
+    if price_id is None:
+        raise Unavailable(f"Stripe has no active price for {plan}. Run: flask stripe setup")
+    return price_id
+
+
+def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None]:
+    """Move a live subscription to another plan, up or down, prorated and paid at once.
+
+    Raises PaymentRefused with nothing changed, or Conflict for a trial, an ended subscription or
+    the plan it has already.
+    """
+    with parts().stripe.slot():
+        before = _stripe_subscription(subscription_id, "Use checkout.")
+        price_id = _price_of(plan)
+        sync_customer(before["customer_id"])
+        present = _stripe_subscription(subscription_id, "Use checkout.")
+        if present["plan"] != plan:
+            _change(
+                present,
+                f"to-{plan}",
+                lambda key: parts().stripe.change_price(subscription_id, price_id, key),
+            )
+        elif before["plan"] == plan:
+            raise Conflict(f"The subscription is on {plan} already.")
+        return _after_change(subscription_id)
+
+
+def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
+    """End a subscription now or at the end of the paid period; a local trial ends at once."""
+    with parts().db.statement() as cur:
+        row = subscriptions.select_subscription(cur, subscription_id)
+    if row is None:
+        raise NotFound(f"There is no subscription {subscription_id}.")
+    if is_local(row):
+        return _cancel_trial(row)
+    with parts().stripe.slot():
+        sync_customer(row["customer_id"])
+        present = _stripe_subscription(subscription_id, "It has ended already.")
+        pending = describe(get_customer(row["customer_id"]), present, now())["cancel_at_period_end"]
+        if at_period_end and not pending:
+            _change(
+                present,
+                "cancel-later",
+                lambda k: parts().stripe.cancel_at_period_end(subscription_id, k),
+            )
+        elif not at_period_end:
+            _change(present, "cancel-now", lambda k: parts().stripe.cancel(subscription_id, k))
+        return _after_change(subscription_id)[0]
+
+
+def _cancel_trial(row: Row) -> dict[str, Any]:
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, row["customer_id"])
+        present = subscriptions.select_subscription(cur, row["subscription_id"])
+        if customer is None or present is None:
+            raise NotFound(f"There is no subscription {row['subscription_id']}.")
+        if status_at(present, now()) != "trialing":
+            raise Conflict("The trial has ended already.")
+        ended = subscriptions.end_trials(cur, row["customer_id"], now())[0]
+        audit.record(
+            cur, "subscription.cancel", customer_id=row["customer_id"], subject=row["subscription_id"],
+            before=present, after=ended,
+        )  # fmt: skip
+        if not customer["revoked_at"]:
+            issue_license(cur, customer)
+        return describe(customer, ended, now())
+
+
+def resume(subscription_id: str) -> dict[str, Any]:
+    """Withdraw a pending cancellation, of ours or of the billing portal's."""
+    with parts().stripe.slot():
+        row = _stripe_subscription(subscription_id, "It cannot be resumed. Use checkout.")
+        sync_customer(row["customer_id"])
+        present = _stripe_subscription(subscription_id, "It cannot be resumed. Use checkout.")
+        if not present["cancel_at_period_end"] and present["cancel_at"] is None:
+            raise Conflict("No cancellation is pending.")
+        _change(
+            present,
+            "resume",
+            lambda key: parts().stripe.withdraw_cancellation(
+                subscription_id, has_cancel_at=not present["cancel_at_period_end"], key=key
+            ),
+        )
+        return _after_change(subscription_id)[0]
+
+
+def open_portal(customer_id: str, return_url: str | None) -> str:
+    """The address of Stripe's billing portal for this customer."""
+    customer = get_customer(customer_id)
+    with parts().stripe.slot():
+        stripe_customer_id = _ensure_stripe_customer(customer)
+        back = return_url or parts().settings.base_url
+        # A portal address lives for minutes: the same minute may share one, a later one may not.
+        wish = hashlib.sha256(f"{back} {now():%Y%m%d%H%M}".encode()).hexdigest()[:16]
+        return parts().stripe.create_portal(stripe_customer_id, back, f"portal-{customer_id}-{wish}")
+
+
+def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
+    """Cancel what the customer has live, or its running trial: the subscription and its plan before."""
+    get_customer(customer_id)
+    current = _current(customer_id)
+    if current["status"] in ("canceled", "expired", "incomplete_expired"):
+        raise Conflict("Nothing is live: the customer is in trial mode already.")
+    return cancel(current["subscription_id"], at_period_end=at_period_end), current["plan"]
+
+
+def complete_checkout(session_id: str) -> dict[str, Any] | None:
+    """Sync the customer of a finished session of ours; the described subscription, None if not ours."""
+    session = parts().stripe.retrieve_checkout(session_id)
+    customer_id = (session or {}).get("client_reference_id")
+    if session is None or not isinstance(customer_id, str) or session["status"] != "complete":
+        return None
+    with parts().db.statement() as cur:
+        customer = customers.select_customer(cur, customer_id)
+    if customer is None or customer["stripe_customer_id"] != session["customer"]:
+        return None
+    sync_customer(customer_id)
+    return _current(customer_id)
+
+
+def _stripe_subscription(subscription_id: str, instead: str) -> Row:
+    """A subscription that can be changed at Stripe."""
+    with parts().db.statement() as cur:
+        row = subscriptions.select_subscription(cur, subscription_id)
+    if row is None:
+        raise NotFound(f"There is no subscription {subscription_id}.")
+    if is_local(row):
+        raise Conflict("This is a trial. Use checkout to subscribe.")
+    if row["status"] in ("canceled", "incomplete_expired"):
+        raise Conflict(f"This subscription has ended. {instead}")
+    return row
+
+
+def _live_subscription(customer_id: str) -> Row | None:
+    with parts().db.statement() as cur:
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
+    return next(filter(is_live, rows), None)
+
+
+def _change(row: Row, what: str, call: Any) -> None:
+    """Ask Stripe for one change under a key that no earlier attempt with an outcome has used.
+
+    An attempt without an outcome (no answer, a kill) keeps its key: asked again, Stripe does it once.
+    `updated_at` moves whenever Stripe's state was seen to, by whatever hand.
+    """
+    key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
+    try:
+        call(key)
+    except PaymentRefused:
+        _count_change(row)
+        raise
+    _count_change(row)
+
+
+def _count_change(row: Row) -> None:
+    with parts().db.statement() as cur:
+        subscriptions.count_change(cur, row["subscription_id"])
+
+
+def _after_change(subscription_id: str) -> tuple[dict[str, Any], Row | None]:
+    """What Stripe has made of it: the described subscription and, unless revoked, the license."""
+    with parts().db.statement() as cur:
+        row = subscriptions.select_subscription(cur, subscription_id)
+    if row is None:
+        raise NotFound(f"There is no subscription {subscription_id}.")
+    sync_customer(row["customer_id"])
+    with parts().db.transaction() as cur:
+        customer = customers.lock_customer(cur, row["customer_id"])
+        after = subscriptions.select_subscription(cur, subscription_id)
+        if customer is None or after is None:
+            raise NotFound(f"There is no subscription {subscription_id}.")
+        license_row = None if customer["revoked_at"] else issue_license(cur, customer)
+        return describe(customer, after, now()), license_row
+
+
+def _refuse_if_revoked(customer: Row) -> None:
+    if customer["revoked_at"]:
+        raise Forbidden("This customer's licenses are revoked. Reinstate them first.")

@@ -1,0 +1,77 @@
+"""`flask db …`: migrations and backups."""
+
+import click
+
+from app import backup as backups
+from app import migrations
+from app.parts import parts
+from cli.output import Group, acting, as_json, echo_json, local_time
+
+db = Group("db", help="Database: migrate, status, backup, restore.")
+
+
+@db.command("migrate")
+@as_json
+@acting
+def migrate(to_json: bool) -> None:
+    """Apply the pending files of sql/; safe when several start at once.
+
+    \b
+    Example:
+      flask db migrate
+    """
+    applied = migrations.migrate(parts().db)
+    if to_json:
+        echo_json({"applied": applied})
+        return
+    for name in applied:
+        click.echo(f"✅ {name}")
+    click.echo(f"{len(applied)} migration(s) applied." if applied else "Nothing to apply.")
+
+
+@db.command("status")
+@as_json
+@acting
+def status(to_json: bool) -> None:
+    """List applied and pending migrations; exit 1 when any is pending.
+
+    \b
+    Example:
+      flask db status
+    """
+    found = migrations.status(parts().db)
+    if to_json:
+        echo_json([{"name": m.name, "appliedAt": m.applied_at} for m in found])
+    else:
+        for m in found:
+            click.echo(f"{m.name:<50} {local_time(m.applied_at) or 'pending'}")
+    if any(m.applied_at is None for m in found):
+        raise click.exceptions.Exit(1)
+
+
+@db.command("backup")
+@click.argument("file", type=click.Path(dir_okay=False, writable=True))
+@acting
+def backup(file: str) -> None:
+    """Write the whole database into FILE (pg_dump's custom format).
+
+    \b
+    Example:
+      flask db backup billing.dump
+    """
+    backups.backup(parts().db.url, file)
+    click.echo(f"✅ {file} written.")
+
+
+@db.command("restore")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@acting
+def restore(file: str) -> None:
+    """Bring a backup into an empty database; refuses one that holds customers.
+
+    \b
+    Example:
+      flask db restore billing.dump
+    """
+    backups.restore(parts().db, file)
+    click.echo(f"✅ {file} restored.")

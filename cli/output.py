@@ -1,0 +1,153 @@
+"""How the console prints: labels, rules, tables, times in local time, JSON and CSV for machines."""
+
+import csv
+import getpass
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, Final
+
+import click
+from flask.cli import AppGroup
+from marshmallow import Schema, ValidationError
+
+from app.config import ConfigError
+from app.errors import DomainError
+from app.licenses import rfc3339
+from app.parts import set_actor
+from app.schemas.base import camel_case
+
+SHORT_RULE: Final = "─" * 41
+RULE: Final = "─" * 77
+DOUBLE_RULE: Final = "═" * 77
+LABEL_WIDTH: Final = 18
+
+as_json = click.option("--json", "to_json", is_flag=True, help="JSON on stdout, for machines.")
+as_csv = click.option("--csv", "to_csv", is_flag=True, help="CSV on stdout, for spreadsheets.")
+
+
+class Group(AppGroup):
+    """A group whose commands act in the name of whoever is logged in, and refuse in one plain line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DomainError as error:
+            raise click.ClickException(error.message) from None
+        except ConfigError as error:
+            raise click.ClickException(str(error)) from None
+
+
+def acting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Sign what the command does with the operator's login name."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        set_actor(f"console:{_login()}")
+        return command(*args, **kwargs)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__dict__.update(command.__dict__)
+    return run
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def load(schema: Schema, **values: Any) -> dict[str, Any]:
+    """The values that were given, judged as the API judges them; wrong usage (exit 2) if not right."""
+    try:
+        given = {name: value for name, value in values.items() if value is not None}
+        return schema.load(given)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        messages = error.messages if isinstance(error.messages, dict) else {"input": error.messages}
+        name, texts = next(iter(messages.items()))
+        raise click.UsageError(f"{name}: {' '.join(map(str, texts))}") from None
+
+
+def echo_json(value: Any) -> None:
+    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def echo_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows of the database with the API's names."""
+    echo_json([{camel_case(name): value for name, value in row.items()} for row in rows])
+
+
+def echo_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([["" if cell is None else _cell(cell) for cell in row] for row in rows])
+    click.echo(out.getvalue(), nl=False)
+
+
+def echo_fields(fields: Mapping[str, Any], *, width: int = LABEL_WIDTH) -> None:
+    """One `Label:   value` line each; None shows as a dash."""
+    for label, value in fields.items():
+        click.echo(f"{label + ':':<{width}}{'-' if value is None else value}")
+
+
+def echo_table(
+    columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()
+) -> None:
+    """A ruled table; `right` names the columns that are aligned to the right, the last one is not padded."""
+
+    def line(cells: Sequence[Any]) -> str:
+        padded = [
+            f"{'-' if cell is None else cell!s:>{width}}"
+            if name in right
+            else f"{'-' if cell is None else cell!s:<{width}}"
+            for (name, width), cell in zip(columns, cells, strict=True)
+        ]
+        return " | ".join(padded).rstrip()
+
+    click.echo(RULE)
+    click.echo(line([name for name, _ in columns]))
+    click.echo(RULE)
+    for row in rows:
+        click.echo(line(row))
+    click.echo(RULE)
+
+
+def hint(message: str) -> None:
+    """For the operator, not part of the data."""
+    click.echo(message, err=True)
+
+
+def local_time(moment: datetime | None, *, seconds: bool = True) -> str | None:
+    """`10/21/2025, 10:30:00 AM` in local time."""
+    if moment is None:
+        return None
+    at = moment.astimezone()
+    clock = f"{at.hour % 12 or 12}:{at:%M:%S}" if seconds else f"{at.hour % 12 or 12}:{at:%M}"
+    return f"{at.month}/{at.day}/{at.year}, {clock} {at:%p}"
+
+
+def percent(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.1%}"
+
+
+def or_unlimited(figure: int | None, unit: str = "") -> str:
+    return "Unlimited" if figure is None else f"{figure}{unit}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is quoted."""
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
+        return f"'{value}"
+    return value

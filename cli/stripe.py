@@ -1,0 +1,132 @@
+"""`flask stripe …` and `flask webhook …`: keeping the database where Stripe is."""
+
+import sys
+
+import click
+
+from app.parts import parts
+from app.queries import events as event_rows
+from app.queries import subscriptions as subscription_rows
+from app.services import stripe_sync
+from app.services.stripe_setup import set_up
+from cli.output import (
+    Group,
+    acting,
+    as_json,
+    echo_json,
+    echo_rows_json,
+    echo_table,
+    hint,
+    local_time,
+)
+
+stripe = Group("stripe", help="Stripe: set up an account, sync with it.")
+webhook = Group("webhook", help="Stripe's events: list, replay.")
+
+
+@stripe.command("setup")
+@click.option("--webhook-url", help="Also make the webhook endpoint with this address.")
+@as_json
+@acting
+def setup(webhook_url: str | None, to_json: bool) -> None:
+    """Make products, prices and the webhook endpoint at Stripe, or find them; print the .env lines.
+
+    \b
+    Example:
+      flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
+    """
+    lines, notes = set_up(webhook_url)
+    for note in notes:
+        hint(note)
+    if to_json:
+        echo_json(lines)
+        return
+    for name, value in lines.items():
+        click.echo(f"{name}={value}")
+
+
+@stripe.command("sync")
+@click.option("--customer", "customer_id", metavar="CUSTOMER_ID", help="Only this one.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
+@as_json
+@acting
+def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
+    """Fetch the truth from Stripe, print what differs and mend it.
+
+    \b
+    Example:
+      flask stripe sync --dry-run
+    """
+    if customer_id:
+        found = stripe_sync.sync_one(customer_id, dry_run=dry_run)
+    else:
+        with parts().db.statement() as cur:
+            length = len(subscription_rows.select_stripe_subscriptions(cur))
+        with click.progressbar(
+            length=max(1, length),
+            label="Comparing",
+            file=sys.stderr,
+            hidden=not sys.stderr.isatty(),
+        ) as bar:
+            found = stripe_sync.sync_all(dry_run=dry_run, progress=bar.update)
+    if to_json:
+        echo_rows_json(
+            [
+                {
+                    "customer_id": d.customer_id,
+                    "subject": d.subject,
+                    "ours": d.ours,
+                    "stripes": d.stripes,
+                }
+                for d in found
+            ]
+        )
+    else:
+        for d in found:
+            click.echo(f"{d.customer_id}  {d.subject}: {d.ours} → {d.stripes}")
+        verb = "found" if dry_run else "mended"
+        click.echo(f"{len(found)} difference(s) {verb}.")
+    if dry_run and found:
+        raise click.exceptions.Exit(1)
+
+
+@webhook.command("list")
+@click.option("--failed", is_flag=True, help="Only those that failed.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@as_json
+@acting
+def list_events(failed: bool, limit: int, to_json: bool) -> None:
+    """List the events Stripe sent, newest first.
+
+    \b
+    Example:
+      flask webhook list --failed
+    """
+    with parts().db.statement() as cur:
+        rows = event_rows.select_events(cur, limit=limit, failed=failed)
+    if to_json:
+        echo_rows_json(rows)
+        return
+    columns = (("Received", 23), ("Event ID", 30), ("Type", 36), ("Outcome", 8), ("Error", 0))
+    echo_table(
+        columns,
+        ((local_time(r["received_at"]), r["event_id"], r["type"], r["outcome"], r["error"]) for r in rows),
+    )
+
+
+@webhook.command("replay")
+@click.argument("event_id")
+@as_json
+@acting
+def replay(event_id: str, to_json: bool) -> None:
+    """Follow an event once more: fetch the present state of its customer.
+
+    \b
+    Example:
+      flask webhook replay evt_1Abc
+    """
+    outcome = stripe_sync.replay_event(event_id)
+    if to_json:
+        echo_json({"eventId": event_id, "outcome": outcome})
+    else:
+        click.echo(f"✅ {event_id}: {outcome}")

@@ -1,0 +1,92 @@
+-- What the instances report. One partition a month (UTC), so that old months leave by DROP TABLE.
+
+CREATE TABLE usage_reports (
+    id             BIGSERIAL    NOT NULL,
+    customer_id    VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    instance_id    VARCHAR(255) NOT NULL CHECK (LENGTH(instance_id) BETWEEN 1 AND 100),
+    active_devices INTEGER      NOT NULL CHECK (active_devices >= 0),
+    total_devices  INTEGER      NOT NULL CHECK (total_devices <= 10000000),
+    reported_at    TIMESTAMPTZ  NOT NULL,
+    created_at     TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    CHECK (active_devices <= total_devices),
+    PRIMARY KEY (customer_id, instance_id, reported_at)
+) PARTITION BY RANGE (reported_at);
+
+-- History, newest first, and the sums over it, without a visit to the table.
+CREATE INDEX usage_reports_history_idx ON usage_reports (customer_id, reported_at DESC, id DESC)
+     INCLUDE (instance_id, active_devices, total_devices);
+
+-- Takes what no month's partition takes, so that a missing one never loses a report.
+CREATE TABLE usage_reports_default PARTITION OF usage_reports DEFAULT;
+
+CREATE FUNCTION ensure_usage_partition(moment TIMESTAMPTZ) RETURNS VOID LANGUAGE plpgsql AS $$
+DECLARE
+    month_start TIMESTAMP := DATE_TRUNC('month', moment AT TIME ZONE 'UTC');
+    lower_bound TEXT := TO_CHAR(month_start, 'YYYY-MM-DD') || ' 00:00:00+00';
+    upper_bound TEXT := TO_CHAR(month_start + INTERVAL '1 month', 'YYYY-MM-DD') || ' 00:00:00+00';
+    partition   TEXT := 'usage_reports_' || TO_CHAR(month_start, 'YYYY_MM');
+BEGIN
+    IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
+    LOCK TABLE usage_reports_default IN ACCESS EXCLUSIVE MODE;
+    IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
+    EXECUTE FORMAT('CREATE TABLE %I (LIKE usage_reports INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
+    EXECUTE FORMAT('WITH moved AS (DELETE FROM usage_reports_default'
+                   ' WHERE reported_at >= %L AND reported_at < %L RETURNING *)'
+                   ' INSERT INTO %I SELECT * FROM moved', lower_bound, upper_bound, partition);
+    EXECUTE FORMAT('ALTER TABLE usage_reports ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                   partition, lower_bound, upper_bound);
+END
+$$;
+
+CREATE FUNCTION drop_usage_partitions(older_than TIMESTAMPTZ) RETURNS BIGINT LANGUAGE plpgsql AS $$
+DECLARE
+    partition TEXT;
+    reports   BIGINT;
+    dropped   BIGINT := 0;
+BEGIN
+    FOR partition IN
+        SELECT child.relname
+          FROM pg_inherits
+          JOIN pg_class AS child ON child.oid = inhrelid
+         WHERE inhparent = 'usage_reports'::REGCLASS
+           AND child.relname ~ '^usage_reports_[0-9]{4}_[0-9]{2}$'
+           AND (TO_DATE(RIGHT(child.relname, 7), 'YYYY_MM') + INTERVAL '1 month') AT TIME ZONE 'UTC' <= older_than
+    LOOP
+        EXECUTE FORMAT('SELECT COUNT(*) FROM %I', partition) INTO reports;
+        EXECUTE FORMAT('DROP TABLE %I', partition);
+        dropped := dropped + reports;
+    END LOOP;
+    RETURN dropped;
+END
+$$;
+
+-- The newest report of each instance: what is in use now, who has fallen silent.
+CREATE TABLE instances (
+    customer_id      VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    instance_id      VARCHAR(255) NOT NULL,
+    active_devices   INTEGER      NOT NULL,
+    total_devices    INTEGER      NOT NULL,
+    last_reported_at TIMESTAMPTZ  NOT NULL,
+    created_at       TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    PRIMARY KEY (customer_id, instance_id)
+) WITH (fillfactor = 80);
+
+CREATE TABLE usage_levels (
+    customer_id VARCHAR(255) PRIMARY KEY REFERENCES customers (customer_id),
+    level       SMALLINT     NOT NULL CHECK (level IN (0, 80, 100)),
+    changed_at  TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+
+COMMENT ON TABLE usage_levels IS 'the threshold a customer is at; a crossing is a change of this row';
+
+CREATE TABLE usage_alerts (
+    id             BIGSERIAL    PRIMARY KEY,
+    customer_id    VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    instance_id    VARCHAR(255),
+    kind           VARCHAR(50)  NOT NULL CHECK (kind IN ('threshold_80', 'threshold_100', 'sudden_drop', 'shared_license')),
+    active_devices INTEGER      NOT NULL,
+    device_limit   INTEGER,
+    created_at     TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+
+CREATE INDEX usage_alerts_customer_id_idx ON usage_alerts (customer_id, id);

@@ -1,0 +1,184 @@
+"""A real PostgreSQL for all tests: one server, a migrated template per process, a copy per test.
+
+TEST_DATABASE_URL names a server of your own (its role needs CREATEDB); else the embedded one runs
+in a temporary folder and is gone afterwards.
+"""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg2
+import pytest
+from click.testing import Result
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import create_app, embedded, migrations
+from app.config import Settings, load_settings
+from app.db import Database
+from app.keyring import write_key_files
+from tests.stripe_sandbox import Sandbox
+
+ADMIN_KEY = "test-admin-key-0123456789abcdef"
+ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+WEBHOOK_SECRET = "whsec_sandbox"
+QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A database on the server under test that may be used to create others."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="zemfyre-tests-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)
+        yield embedded.start(Path(folder), QUICK)
+        embedded.stop(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a migrated database that nobody writes to."""
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    _execute(server_url, f"CREATE DATABASE {name}")
+    database = Database(_url(server_url, name), 2)
+    migrations.migrate(database)
+    database.close()
+    yield name
+    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """A fresh migrated database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _url(server_url, name)
+    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """A fresh database without any table."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    _execute(server_url, f"CREATE DATABASE {name}")
+    yield _url(server_url, name)
+    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def key_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A license key pair for the whole run; making one costs a tenth of a second."""
+    folder = tmp_path_factory.mktemp("keys")
+    write_key_files(load_settings(_key_paths(folder)))
+    return folder
+
+
+@pytest.fixture
+def environ(database_url: str, key_dir: Path) -> dict[str, str]:
+    """The environment of an application under test; add to it before asking for `app`."""
+    return {
+        "DATABASE_URL": database_url,
+        "ADMIN_API_KEY": ADMIN_KEY,
+        "RATELIMIT_ENABLED": "false",
+        "LOG_LEVEL": "warning",
+        **_key_paths(key_dir),
+    }
+
+
+@pytest.fixture
+def make_app(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
+    """Applications on the same database, as several workers would be; keywords override settings."""
+    apps: list[Flask] = []
+
+    def make(**overrides: str) -> Flask:
+        apps.append(create_app(load_settings(environ | overrides)))
+        return apps[-1]
+
+    yield make
+    for app in apps:
+        app.extensions["parts"].db.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    return make_app()
+
+
+@pytest.fixture
+def settings(app: Flask) -> Settings:
+    return app.extensions["parts"].settings
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def sql(app: Flask) -> Callable[..., list[dict[str, Any]]]:
+    """Run a statement on the test's database: `sql("SELECT …", name=value)`, rows as dicts."""
+
+    def run(statement: str, **params: Any) -> list[dict[str, Any]]:
+        with app.extensions["parts"].db.statement() as cur:
+            cur.execute(statement, params)
+            if cur.description is None:
+                return []
+            names = [column[0] for column in cur.description]
+            return [dict(zip(names, row, strict=True)) for row in cur.fetchall()]
+
+    return run
+
+
+@pytest.fixture
+def console(app: Flask) -> Callable[..., Result]:
+    """Run a command as `flask` would: `console("customer", "list")`."""
+
+    def run(*args: str, input: str | None = None) -> Result:
+        return app.test_cli_runner().invoke(args=args, input=input)
+
+    return run
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A Stripe of our own over HTTP; events are held until the test delivers them."""
+    with Sandbox(webhook_secret=WEBHOOK_SECRET) as running:
+        running.webhooks.mode = "hold"
+        yield running
+
+
+@pytest.fixture
+def stripe_environ(environ: dict[str, str], sandbox: Sandbox) -> dict[str, str]:
+    """The application under test talks to the sandbox."""
+    environ["STRIPE_SECRET_KEY"] = sandbox.api_key
+    environ["STRIPE_WEBHOOK_SECRET"] = WEBHOOK_SECRET
+    environ["STRIPE_API_BASE"] = sandbox.url
+    return environ
+
+
+def _key_paths(folder: Path) -> dict[str, str]:
+    return {
+        "LICENSE_PRIVATE_KEY_PATH": str(folder / "private-key.pem"),
+        "LICENSE_PUBLIC_KEY_PATH": str(folder / "public-key.pem"),
+    }
+
+
+def _execute(url: str, statement: str) -> None:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    with connection.cursor() as cur:
+        cur.execute(statement)
+    connection.close()
+
+
+def _url(server_url: str, name: str) -> str:
+    parts = urlsplit(server_url)
+    return urlunsplit(parts._replace(path=f"/{name}"))

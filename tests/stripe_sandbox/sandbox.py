@@ -1,0 +1,331 @@
+"""The sandbox as a test holds it: a server on a free port and the hands of everybody but the API.
+
+with Sandbox() as sandbox:
+    client = stripe.StripeClient(sandbox.api_key, base_addresses={"api": sandbox.url})
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+
+from . import billing, checkout, pages, routes, shapes
+from .api import Api, Recorded
+from .errors import invalid
+from .expand import view
+from .faults import Faults
+from .params import check, decode_form, params_class
+from .webhooks import Webhooks
+from .world import DAY, HOUR, Dunning, Obj, World, notes
+
+TICK = 5.0  # seconds between looks at the clock when nobody asks
+
+
+class Sandbox:
+    """A Stripe account in memory, or in the file `data`.
+
+    `port` 0 takes a free one · `webhook_url` and `webhook_secret`: a target for all events, beside
+    the webhook endpoints created through the API · `api_key` None accepts any test key.
+    Methods take ids and return objects as the API shows them; what Stripe would not do raises
+    `errors.Refusal`.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        api_key: str | None = "sk_test_sandbox",
+        webhook_url: str | None = None,
+        webhook_secret: str = "whsec_sandbox",
+        data: str | Path | None = None,
+        public_url: str | None = None,
+    ) -> None:
+        self.host, self.port = host, port
+        self.api_key = api_key
+        self.webhook_secret = webhook_secret
+        self.world = World(Path(data) if data else None)
+        self.faults = Faults()
+        self.webhooks = Webhooks(self.world, [(webhook_url, webhook_secret)] if webhook_url else [])
+        self._api = Api(self.world, self.faults, api_key)
+        self._public_url = public_url
+        self._server: BaseWSGIServer | None = None
+        self._stopping = threading.Event()
+
+    # -- the server
+
+    @property
+    def url(self) -> str:
+        """Base address; what `STRIPE_API_BASE` is set to."""
+        return self.world.base_url
+
+    @property
+    def requests(self) -> list[Recorded]:
+        """Every request made under `/v1`, in order of arrival."""
+        return self._api.requests
+
+    def app(self) -> Flask:
+        app = Flask("stripe_sandbox")
+        app.register_blueprint(self._api.blueprint())
+        app.register_blueprint(pages.hosted(self))
+        app.register_blueprint(pages.control(self))
+        return app
+
+    def start(self) -> Sandbox:
+        """Listens and serves from a daemon thread; back when connections are accepted."""
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = make_server(
+            self.host, self.port, self.app(), threaded=True, request_handler=_OneRequest
+        )
+        self.port = self._server.server_port
+        self.world.base_url = self._public_url or f"http://{self.host}:{self.port}"
+        self._stopping.clear()
+        self.webhooks.start()
+        for work in (self._server.serve_forever, self._tick):
+            threading.Thread(target=work, name="stripe-sandbox", daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Stops serving and delivering; state stays, and `start` takes it up again."""
+        self._stopping.set()
+        self.webhooks.stop()
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+        with self.world.transaction():
+            pass
+
+    def reset(self) -> None:
+        """An empty account, no faults, no records, webhooks delivered at once."""
+        with self.world.lock:
+            self.world.clear()
+            self.world.dunning = Dunning()
+            self.webhooks.clear()
+            self.webhooks.mode, self.webhooks.delay = "deliver", 0.0
+            self.faults.clear()
+            self.requests.clear()
+            self.world.save()
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _tick(self) -> None:
+        while not self._stopping.wait(TICK):
+            with self.world.transaction():
+                pass
+
+    # -- the clock
+
+    def now(self) -> int:
+        """Unix seconds by the sandbox's clock: real time plus all advances."""
+        return self.world.now()
+
+    def advance(self, *, days: float = 0, hours: float = 0, seconds: float = 0) -> int:
+        """Moves the clock on; everything that falls due happens in order. Returns `now()`."""
+        if days < 0 or hours < 0 or seconds < 0:
+            raise invalid("The clock only goes forward.")
+        self.world.advance(days * DAY + hours * HOUR + seconds)
+        return self.now()
+
+    def advance_to(self, timestamp: int) -> int:
+        """Moves the clock to a time that is not past."""
+        return self.advance(seconds=timestamp - self.now())
+
+    def set_dunning(self, retry_days: Iterable[int] = (3, 5, 7), then: str = "canceled") -> None:
+        """What follows a failed renewal; `then`: "canceled", "unpaid" or "past_due"."""
+        self.world.dunning = Dunning(tuple(retry_days), then)
+
+    # -- reading
+
+    def get(self, kind: str, id: str) -> Obj:
+        """An object, `kind` as in its `object` field; a deleted customer only says so."""
+        with self.world.transaction():
+            return view(self.world.find(kind, id) or self.world.get(kind, id))
+
+    def every(self, kind: str) -> list[Obj]:
+        """All objects of a kind that are not deleted, oldest first."""
+        with self.world.transaction():
+            return [view(obj) for obj in self.world.every(kind)]
+
+    @property
+    def events(self) -> list[Obj]:
+        """All events, oldest first."""
+        return self.every("event")
+
+    # -- the customer
+
+    def set_card(self, customer: str, card: str | None) -> None:
+        """ "ok" pays, "decline" is refused, None is no card at all."""
+        if card not in ("ok", "decline", None):
+            raise invalid("A card is ok, decline or null.", "card")
+        with self.world.transaction() as world:
+            world.get("customer", customer)
+            world.cards.pop(customer, None)
+            if card:
+                world.cards[customer] = card
+            world.mark_dirty()
+
+    def apply_code(self, session: str, code: str) -> Obj:
+        """Types a promotion code into the checkout page."""
+        return self._on("checkout.session", session, lambda w, s: checkout.apply_code(w, s, code))
+
+    def pay(self, session: str, promotion_code: str | None = None, email: str | None = None) -> Obj:
+        """Pays a checkout page with a good card; `promotion_code` is the code's text."""
+        if promotion_code:
+            self.apply_code(session, promotion_code)
+        return self._on("checkout.session", session, lambda w, s: checkout.pay(w, s, email=email))
+
+    def decline(self, session: str) -> Obj:
+        """Tries a checkout page with a card that is refused: the session stays open."""
+        return self._on("checkout.session", session, lambda w, s: checkout.need_open(s))
+
+    def pay_async(self, session: str) -> Obj:
+        """Completes a checkout page with a payment that takes days; see `settle`."""
+        return self._on("checkout.session", session, lambda w, s: checkout.pay(w, s, settled=False))
+
+    def settle(self, session: str, succeed: bool = True) -> Obj:
+        """The end of a payment begun by `pay_async`."""
+        return self._on("checkout.session", session, lambda w, s: checkout.settle(w, s, succeed=succeed))
+
+    def pay_invoice(self, subscription: str) -> Obj:
+        """The customer pays the open invoice by hand."""
+        return self._sub(subscription, billing.pay_latest)
+
+    def portal_cancel(self, subscription: str) -> Obj:
+        """Cancels in the portal: `cancel_at` = period end, `cancel_at_period_end` stays false."""
+
+        def change(world: World, sub: Obj) -> None:
+            billing.refuse_if_ended(sub)
+            with world.changing(sub):
+                billing.schedule_cancellation(world, sub, {"cancel_at": "min_period_end"})
+
+        return self._sub(subscription, change)
+
+    def portal_resume(self, subscription: str) -> Obj:
+        """Withdraws a scheduled cancellation in the portal."""
+
+        def change(world: World, sub: Obj) -> None:
+            billing.refuse_if_ended(sub)
+            with world.changing(sub):
+                billing.schedule_cancellation(world, sub, {"cancel_at": ""})
+
+        return self._sub(subscription, change)
+
+    def portal_switch(self, subscription: str, price: str) -> Obj:
+        """Switches the plan in the portal, prorated and paid at once; declined: Refusal (402)."""
+        item = self.get("subscription", subscription)["items"]["data"][0]["id"]
+        return self.update_subscription(
+            subscription,
+            items=[{"id": item, "price": price}],
+            proration_behavior="always_invoice",
+            payment_behavior="error_if_incomplete",
+        )
+
+    # -- the dashboard
+
+    def create_subscription(self, customer: str, price: str, *, trial_days: int = 0, **given: Any) -> Obj:
+        """A subscription made by hand; gives the customer a good card if there is none.
+
+        `given`: metadata, description, trial_settings.
+        """
+        with self.world.transaction() as world:
+            id = world.get("customer", customer)["id"]
+            world.cards.setdefault(id, "ok")
+            wanted = [(billing.recurring_price(world, price, "price"), 1)]
+            trial_end = world.now() + trial_days * DAY if trial_days else None
+            return view(billing.create(world, id, wanted, given, trial_end=trial_end))
+
+    def update_subscription(self, subscription: str, **raw: Any) -> Obj:
+        """`POST /v1/subscriptions/…` with these parameters, without a request."""
+        checked = check(decode_form(_flat(raw)), params_class("SubscriptionUpdateParams"))
+        return self._sub(subscription, lambda w, sub: routes.update_subscription(w, checked, sub["id"]))
+
+    def cancel_subscription(self, subscription: str) -> Obj:
+        """Ends it at once."""
+        return self._sub(subscription, lambda w, s: routes.cancel_subscription(w, {}, s["id"]))
+
+    def set_status(self, subscription: str, status: str) -> Obj:
+        """Any status, one never heard of too; `canceled` ends it properly."""
+
+        def change(world: World, sub: Obj) -> None:
+            if status == "canceled":
+                billing.cancel(world, sub)
+            elif status == "paused":
+                billing.pause(world, sub)
+            else:
+                with world.changing(sub):
+                    sub["status"] = status
+                    sub["ended_at"] = None
+
+        return self._sub(subscription, change)
+
+    def pause(self, subscription: str) -> Obj:
+        """Status `paused`; for `pause_collection` use `update_subscription`."""
+        return self._sub(subscription, billing.pause)
+
+    def resume(self, subscription: str) -> Obj:
+        """From `paused` back to active, billed now."""
+        return self._sub(subscription, billing.resume)
+
+    def delete_customer(self, customer: str) -> Obj:
+        """Deletes for good; live subscriptions end at once."""
+        return self._on("customer", customer, billing.delete_customer)
+
+    def create_promotion_code(self, code: str, percent_off: float, **rules: Any) -> Obj:
+        """A coupon of so many percent, once, and its code; `rules` as in the API."""
+        with self.world.transaction() as world:
+            coupon = world.add(shapes.coupon(world.now(), {"percent_off": percent_off}))
+            promotion = {"type": "coupon", "coupon": coupon["id"]}
+            given = {"code": code, "promotion": promotion, **rules}
+            return view(routes.create_promotion_code(world, given))
+
+    # -- the two ways in
+
+    def _on(self, kind: str, id: str, change: Callable[[World, Obj], object]) -> Obj:
+        with self.world.transaction() as world:
+            obj = world.get(kind, id)
+            change(world, obj)
+            return view(obj)
+
+    def _sub(self, id: str, change: Callable[[World, Obj], object]) -> Obj:
+        return self._on("subscription", id, change)
+
+    def state(self) -> Obj:
+        """Everything, for a look from outside."""
+        with self.world.transaction() as world:
+            return {
+                "now": world.now(),
+                "cards": dict(world.cards),
+                "objects": {kind: self.every(kind) for kind in world.tables},
+            }
+
+
+class _OneRequest(WSGIRequestHandler):
+    """A connection per request, so that `stop` leaves none open."""
+
+    protocol_version = "HTTP/1.0"
+
+
+def _flat(value: Any, at: str = "") -> list[tuple[str, str]]:
+    """Python values as the pairs of Stripe's form encoding."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        return [pair for k, v in entries for pair in _flat(v, f"{at}[{k}]" if at else str(k))]
+    if value is None:
+        return []
+    return [(at, str(value).lower() if isinstance(value, bool) else str(value))]
+
+
+def secret_of(sandbox: Sandbox, endpoint: str) -> str:
+    """The signing secret of a webhook endpoint, which the API shows only at creation."""
+    return str(notes(sandbox.world.get("webhook_endpoint", endpoint))["secret"])

@@ -1,0 +1,790 @@
+"""The Stripe sandbox, driven through the real SDK: each test looks at the answer and the effect."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import stripe
+
+from tests.stripe_sandbox import Refusal, Sandbox, shapes
+from tests.stripe_sandbox.params import check, decode_form, fields_of, params_class
+from tests.stripe_sandbox.routes import ROUTES
+from tests.stripe_sandbox.sandbox import secret_of
+
+DAY = 86_400
+SUCCESS = "http://localhost:3100/checkout/success?session_id={CHECKOUT_SESSION_ID}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(server: Sandbox) -> Sandbox:
+    server.reset()
+    server.webhooks.mode = "hold"
+    return server
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Any:
+    return connect(sandbox)
+
+
+def connect(sandbox: Sandbox, key: str = "sk_test_sandbox") -> Any:
+    client = stripe.StripeClient(
+        key, base_addresses={"api": sandbox.url}, http_client=stripe.RequestsClient(timeout=5)
+    )
+    return client.v1
+
+
+class Shop:
+    """Two prices and a customer, as most tests need."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        product = client.products.create({"name": "Plan"})
+        self.starter, self.professional = (
+            client.prices.create(
+                {
+                    "product": product.id,
+                    "currency": "usd",
+                    "unit_amount": amount,
+                    "recurring": {"interval": "month"},
+                    "lookup_key": key,
+                }
+            ).id
+            for key, amount in (("starter", 2900), ("professional", 9900))
+        )
+        self.customer = client.customers.create({"email": "a@example.com", "name": "A"}).id
+
+    def session(self, price: str | None = None, **more: Any) -> Any:
+        return self.client.checkout.sessions.create(
+            {
+                "mode": "subscription",
+                "customer": self.customer,
+                "line_items": [{"price": price or self.starter, "quantity": 1}],
+                "success_url": SUCCESS,
+                "cancel_url": "http://localhost:3100/checkout/cancel",
+                "subscription_data": {"metadata": {"plan": "starter"}},
+                **more,
+            }
+        )
+
+
+@pytest.fixture
+def shop(client: Any) -> Shop:
+    return Shop(client)
+
+
+@pytest.fixture
+def paid(sandbox: Sandbox, shop: Shop) -> str:
+    """The id of an active starter subscription."""
+    return str(sandbox.pay(shop.session().id)["subscription"])
+
+
+def types(sandbox: Sandbox, since: int = 0) -> list[str]:
+    return [event["type"] for event in sandbox.events[since:]]
+
+
+def item_of(sub: Any) -> Any:
+    return sub["items"].data[0]
+
+
+def upgrade(client: Any, sub: str, price: str, **more: Any) -> Any:
+    item = item_of(client.subscriptions.retrieve(sub)).id
+    return client.subscriptions.update(
+        sub,
+        {
+            "items": [{"id": item, "price": price}],
+            "proration_behavior": "always_invoice",
+            "payment_behavior": "error_if_incomplete",
+            **more,
+        },
+    )
+
+
+def refused(call: Any, *arguments: Any, **options: Any) -> Any:
+    """The error object of a call that must be refused, with its status."""
+    with pytest.raises(stripe.StripeError) as caught:
+        call(*arguments, **options)
+    body: Any = caught.value.json_body
+    error = body["error"]
+    return caught.value.http_status, error.get("code"), error.get("param")
+
+
+# -- requests
+
+
+def test_every_route_has_its_parameter_class_and_supports_only_what_exists() -> None:
+    for route in ROUTES:
+        fields = fields_of(params_class(route.params))
+        unknown = {name.partition(".")[0] for name in route.supports} - {*fields, "expand"}
+        assert not unknown, (route.path, unknown)
+
+
+def test_a_key_is_needed(sandbox: Sandbox, client: Any) -> None:
+    assert refused(connect(sandbox, "sk_test_other").customers.list)[0] == 401
+    bare = requests.get(sandbox.url + "/v1/customers", timeout=5)
+    assert bare.status_code == 401 and bare.json()["error"]["type"] == "invalid_request_error"
+    assert bare.headers["Request-Id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("params", "code", "param"),
+    [
+        ({"email": "a@example.com", "nickname": "x"}, "parameter_unknown", "nickname"),
+        ({"address": {"planet": "Mars"}}, "parameter_unknown", "address[planet]"),
+        ({"balance": "many"}, "parameter_invalid_integer", "balance"),
+        ({"email": "no address"}, "email_invalid", "email"),
+        ({"name": "x" * 257}, "parameter_invalid_string_length", "name"),
+        ({"metadata": {"k" * 41: "v"}}, None, f"metadata[{'k' * 41}]"),
+        ({"metadata": {"k": "v" * 501}}, None, "metadata[k]"),
+        ({"tax_exempt": "sometimes"}, None, "tax_exempt"),
+        ({"tax_exempt": "none"}, "sandbox_unsupported", "tax_exempt"),
+    ],
+)
+def test_what_stripe_would_refuse(
+    sandbox: Sandbox, client: Any, params: Any, code: str | None, param: str
+) -> None:
+    assert refused(client.customers.create, params) == (400, code, param)
+    assert sandbox.every("customer") == []
+
+
+def test_missing_and_unknown_things(shop: Shop, client: Any) -> None:
+    assert refused(client.products.create, {}) == (400, "parameter_missing", "name")
+    price = {"product": "prod_no", "currency": "usd", "unit_amount": 1}
+    assert refused(client.prices.create, price) == (400, "resource_missing", "product")
+    assert refused(client.subscriptions.retrieve, "sub_no") == (404, "resource_missing", "id")
+    assert refused(shop.session, customer="cus_no") == (400, "resource_missing", "customer")
+    assert refused(shop.session, success_url="nowhere")[1:] == ("url_invalid", "success_url")
+    assert refused(shop.session, mode="sometimes") == (400, None, "mode")
+    both = {"allow_promotion_codes": True, "discounts": [{"promotion_code": "promo_x"}]}
+    assert refused(shop.session, **both)[0] == 400
+    assert refused(client.payment_intents.list)[0] == 404
+    assert client.checkout.sessions.list({}).data == []
+
+
+def test_form_encoding() -> None:
+    pairs = [("a[0][b]", "1"), ("a[1][b]", "2"), ("e[]", "x"), ("e[]", "y"), ("c", "3")]
+    tree = {"a": {"0": {"b": "1"}, "1": {"b": "2"}}, "e": {"0": "x", "1": "y"}, "c": "3"}
+    assert decode_form(pairs) == tree
+    update = params_class("SubscriptionUpdateParams")
+    given = decode_form([("cancel_at", ""), ("cancel_at_period_end", "false"), ("trial_end", "9")])
+    assert check(given, update) == {"cancel_at": "", "cancel_at_period_end": False, "trial_end": 9}
+    with pytest.raises(Refusal, match="not recurring|Invalid|Received"):
+        check(decode_form([("items[0][price", "x"), ("items]", "y")]), update)
+
+
+def test_customers_update_clear_and_delete(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    changed = client.customers.update(shop.customer, {"name": "", "metadata": {"a": "1"}})
+    assert changed.name is None and changed.metadata["a"] == "1"
+    sub = sandbox.create_subscription(shop.customer, shop.starter)["id"]
+    assert client.customers.delete(shop.customer).to_dict() == {
+        "id": shop.customer,
+        "object": "customer",
+        "deleted": True,
+    }
+    assert client.customers.retrieve(shop.customer).deleted is True
+    assert client.subscriptions.retrieve(sub).status == "canceled"
+    assert types(sandbox)[-2:] == ["customer.subscription.deleted", "customer.deleted"]
+    assert refused(client.customers.update, shop.customer, {"name": "B"})[0] == 404
+    assert client.customers.list().data == []
+
+
+def test_paging_over_250_customers(sandbox: Sandbox, client: Any) -> None:
+    with sandbox.world.transaction() as world:
+        for i in range(250):
+            world.add(shapes.customer(i, {"email": f"c{i}@example.com"}))
+    pages = client.customers.list({"limit": 100})
+    assert pages.has_more and len(pages.data) == 100 and pages.data[0].email == "c249@example.com"
+    emails = [customer.email for customer in pages.auto_paging_iter()]
+    assert emails == [f"c{i}@example.com" for i in reversed(range(250))]
+    assert len([r for r in sandbox.requests if r.path == "/v1/customers"]) == 3
+    assert [c.email for c in client.customers.list({"email": "c7@example.com"})] == ["c7@example.com"]
+    assert refused(client.customers.list, {"limit": 500})[2] == "limit"
+
+
+def test_expand_is_honoured_or_refused(client: Any, shop: Shop, paid: str) -> None:
+    (sub,) = client.subscriptions.list({"expand": ["data.latest_invoice", "data.customer"]}).data
+    assert sub.latest_invoice.parent.subscription_details.subscription == paid
+    assert sub.customer.email == "a@example.com"
+    one = client.subscriptions.retrieve(paid, {"expand": ["items.data.price.product"]})
+    assert item_of(one).price.product.name == "Plan"
+    wrong = {"expand": ["items.data.price.colour"]}
+    assert refused(client.subscriptions.retrieve, paid, wrong)[0] == 400
+    deep = {"expand": ["data.items.data.price.product"]}
+    assert refused(client.subscriptions.list, deep)[2] == "expand[0]"
+
+
+# -- idempotency and faults
+
+
+def test_the_same_key_gives_the_first_answer_again(sandbox: Sandbox, client: Any) -> None:
+    key = {"idempotency_key": "k1"}
+    first = client.customers.create({"email": "a@example.com"}, key)
+    again = client.customers.create({"email": "a@example.com"}, key)
+    assert again.id == first.id and again.last_response.headers["Idempotent-Replayed"] == "true"
+    with pytest.raises(stripe.IdempotencyError) as caught:
+        client.customers.create({"email": "b@example.com"}, key)
+    assert caught.value.http_status == 400
+    assert len(sandbox.every("customer")) == 1
+    sandbox.advance(hours=24)
+    assert client.customers.create({"email": "b@example.com"}, key).id != first.id
+
+
+def test_a_refused_card_is_replayed_but_a_bad_parameter_is_not(
+    sandbox: Sandbox, client: Any, shop: Shop, paid: str
+) -> None:
+    sandbox.set_card(shop.customer, "decline")
+    options = {"idempotency_key": "up"}
+    change = (
+        paid,
+        {
+            "items": [
+                {
+                    "id": item_of(client.subscriptions.retrieve(paid)).id,
+                    "price": shop.professional,
+                }
+            ],
+            "proration_behavior": "always_invoice",
+            "payment_behavior": "error_if_incomplete",
+        },
+    )
+    assert refused(client.subscriptions.update, *change, options)[:2] == (402, "card_declined")
+    sandbox.set_card(shop.customer, "ok")
+    assert refused(client.subscriptions.update, *change, options)[:2] == (402, "card_declined")
+    assert item_of(client.subscriptions.retrieve(paid)).price.id == shop.starter
+    key = {"idempotency_key": "bad"}
+    assert refused(client.customers.create, {"nickname": "x"}, key)[0] == 400
+    assert client.customers.create({"name": "x"}, key).name == "x"
+
+
+def test_a_key_in_use(sandbox: Sandbox, client: Any) -> None:
+    sandbox.faults.delay = 0.5
+    slow = threading.Thread(target=client.customers.create, args=({"name": "x"}, {"idempotency_key": "k"}))
+    slow.start()
+    time.sleep(0.2)
+    status, code, _ = refused(client.customers.create, {"name": "x"}, {"idempotency_key": "k"})
+    slow.join()
+    assert (status, code) == (409, "idempotency_key_in_use")
+    assert len(sandbox.every("customer")) == 1
+
+
+def test_faults(sandbox: Sandbox, client: Any) -> None:
+    sandbox.faults.fail_next(1, status=429, path="customers")
+    sandbox.faults.fail_next(1, status=500, method="POST")
+    client.products.list()
+    assert refused(client.customers.list)[0] == 429
+    assert refused(client.customers.create, {})[0] == 500
+    sandbox.faults.fail_next(1, status="drop")
+    with pytest.raises(stripe.APIConnectionError):
+        client.customers.create({})
+    assert sandbox.every("customer") == []
+    sandbox.faults.fail_next(1, status="drop", after=True)
+    with pytest.raises(stripe.APIConnectionError):
+        client.customers.create({"name": "kept"}, {"idempotency_key": "k"})
+    assert client.customers.create({"name": "kept"}, {"idempotency_key": "k"}).name == "kept"
+    assert len(sandbox.every("customer")) == 1
+    sandbox.faults.down = True
+    with pytest.raises(stripe.APIConnectionError):
+        client.customers.list()
+    last = sandbox.requests[-2:]
+    assert [(r.method, r.status) for r in last] == [("POST", 200), ("GET", None)]
+
+
+# -- prices and promotion codes
+
+
+def test_lookup_keys(client: Any, shop: Shop) -> None:
+    found = client.prices.list({"lookup_keys": ["starter"], "expand": ["data.product"]}).data
+    assert [(p.id, p.product.name) for p in found] == [(shop.starter, "Plan")]
+    new = {
+        "product": found[0].product.id,
+        "currency": "usd",
+        "unit_amount": 3900,
+        "recurring": {"interval": "month"},
+        "lookup_key": "starter",
+    }
+    assert refused(client.prices.create, new)[1] == "resource_already_exists"
+    moved = client.prices.create({**new, "transfer_lookup_key": True})
+    assert [p.id for p in client.prices.list({"lookup_keys": ["starter"]}).data] == [moved.id]
+
+
+def test_promotion_codes(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    coupon = client.coupons.create({"percent_off": 20, "duration": "once"})
+    promo = client.promotion_codes.create(
+        {
+            "promotion": {"type": "coupon", "coupon": coupon.id},
+            "code": "LAUNCH20",
+            "expires_at": sandbox.now() + DAY,
+        }
+    )
+    found = client.promotion_codes.list(
+        {"code": "launch20", "active": True, "expand": ["data.promotion.coupon"]}
+    )
+    assert [p.promotion.coupon.percent_off for p in found.data] == [20]
+    session = shop.session(discounts=[{"promotion_code": promo.id}])
+    assert (session.amount_subtotal, session.amount_total) == (2900, 2320)
+    sub = client.subscriptions.retrieve(
+        sandbox.pay(session.id)["subscription"], {"expand": ["latest_invoice"]}
+    )
+    assert sub.latest_invoice.amount_paid == 2320 and sub.discounts == []
+    sandbox.advance(days=2)
+    assert client.promotion_codes.retrieve(promo.id).active is False
+    status, _, param = refused(shop.session, discounts=[{"promotion_code": promo.id}])
+    assert (status, param) == (400, "discounts[0][promotion_code]")
+
+
+# -- checkout
+
+
+def test_paying_a_session(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    session = shop.session(metadata={"ours": "1"})
+    assert session.status == "open" and session.url.startswith(sandbox.url)
+    before = len(sandbox.events)
+    sandbox.pay(session.id)
+    assert types(sandbox, before) == [
+        "customer.subscription.created",
+        "invoice.created",
+        "invoice.finalized",
+        "invoice.paid",
+        "invoice.payment_succeeded",
+        "customer.subscription.updated",
+        "checkout.session.completed",
+    ]
+    created, *_, updated, completed = sandbox.events[before:]
+    assert created["data"]["object"]["status"] == "incomplete"
+    assert updated["data"]["previous_attributes"]["status"] == "incomplete"
+    assert completed["data"]["object"]["payment_status"] == "paid"
+    got = client.checkout.sessions.retrieve(session.id, {"expand": ["subscription", "line_items"]})
+    assert (got.status, got.payment_status, got.url) == ("complete", "paid", None)
+    sub = got.subscription
+    assert sub.status == "active" and sub.metadata["plan"] == "starter"
+    assert "current_period_end" not in sub
+    assert item_of(sub).current_period_end > sandbox.now() + 27 * DAY
+    assert got.line_items.data[0].price.id == shop.starter
+    with pytest.raises(Refusal):
+        sandbox.pay(session.id)
+    assert len(sandbox.every("subscription")) == 1
+    assert refused(client.checkout.sessions.expire, session.id)[0] == 400
+
+
+def test_the_checkout_page(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    sandbox.create_promotion_code("HALF", 50)
+    session = shop.session(allow_promotion_codes=True)
+    page = requests.get(session.url, timeout=5).text
+    assert all(f'id="{name}"' in page for name in ("pay", "decline", "cancel", "promotion_code"))
+    assert "USD 29.00 due today" in page
+
+    def press(action: str, **data: str) -> requests.Response:
+        return requests.post(f"{session.url}/{action}", data=data, timeout=5, allow_redirects=False)
+
+    wrong = press("code", promotion_code="<b>")
+    assert wrong.status_code == 400 and "This code is invalid." in wrong.text
+    press("code", promotion_code="half")
+    assert "USD 14.50 due today" in requests.get(session.url, timeout=5).text
+    declined = press("decline")
+    assert declined.status_code == 402 and "Your card was declined." in declined.text
+    assert press("cancel").headers["Location"] == "http://localhost:3100/checkout/cancel"
+    assert client.checkout.sessions.retrieve(session.id).status == "open"
+    gone = press("pay")
+    assert gone.headers["Location"] == SUCCESS.replace("{CHECKOUT_SESSION_ID}", session.id)
+    assert "already" in press("pay").text or "complete" in press("pay").text
+    assert client.subscriptions.list({"customer": shop.customer}).data[0].status == "active"
+
+
+@pytest.mark.parametrize(("succeed", "status"), [(True, "active"), (False, "incomplete")])
+def test_a_payment_that_takes_days(
+    sandbox: Sandbox, client: Any, shop: Shop, succeed: bool, status: str
+) -> None:
+    session = sandbox.pay_async(shop.session().id)
+    assert session["payment_status"] == "unpaid"
+    assert client.subscriptions.retrieve(session["subscription"]).status == "incomplete"
+    sandbox.settle(session["id"], succeed=succeed)
+    outcome = "succeeded" if succeed else "failed"
+    assert types(sandbox)[-1] == f"checkout.session.async_payment_{outcome}"
+    assert client.subscriptions.retrieve(session["subscription"]).status == status
+    sandbox.advance(days=1)
+    later = client.subscriptions.retrieve(session["subscription"]).status
+    assert later == ("active" if succeed else "incomplete_expired")
+
+
+def test_an_unpaid_session_expires(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    session = shop.session()
+    sandbox.advance(hours=23)
+    assert client.checkout.sessions.retrieve(session.id).status == "open"
+    sandbox.advance(hours=1)
+    assert client.checkout.sessions.retrieve(session.id).status == "expired"
+    assert types(sandbox)[-1] == "checkout.session.expired"
+    with pytest.raises(Refusal):
+        sandbox.pay(session.id)
+
+
+def test_a_trial_from_checkout(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    session = shop.session(subscription_data={"trial_period_days": 14})
+    done = sandbox.pay(session.id)
+    assert done["payment_status"] == "no_payment_required"
+    sub = client.subscriptions.retrieve(done["subscription"])
+    assert sub.status == "trialing" and item_of(sub).current_period_end == sub.trial_end
+    sandbox.advance(days=14)
+    assert client.subscriptions.retrieve(sub.id).status == "active"
+
+
+# -- changes of a subscription
+
+
+def test_upgrade_and_its_refusal(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    sandbox.advance(days=10)
+    sandbox.set_card(shop.customer, "decline")
+    before = sandbox.get("subscription", paid), len(sandbox.events)
+    with pytest.raises(stripe.CardError) as caught:
+        upgrade(client, paid, shop.professional)
+    assert caught.value.http_status == 402 and caught.value.code == "card_declined"
+    assert (sandbox.get("subscription", paid), len(sandbox.events)) == before
+
+    sandbox.set_card(shop.customer, "ok")
+    sub = upgrade(client, paid, shop.professional, expand=["latest_invoice"])
+    assert item_of(sub).price.id == shop.professional and sub.status == "active"
+    assert 0 < sub.latest_invoice.amount_paid < 7000
+    assert types(sandbox)[-1] == "customer.subscription.updated"
+
+    sandbox.set_card(shop.customer, "decline")
+    down = upgrade(client, paid, shop.starter)
+    assert item_of(down).price.id == shop.starter
+    assert client.customers.retrieve(shop.customer).balance < 0
+
+
+@pytest.mark.parametrize(
+    ("behavior", "status", "changed"),
+    [("allow_incomplete", "past_due", True), ("pending_if_incomplete", "active", False)],
+)
+def test_a_declined_upgrade_otherwise(
+    sandbox: Sandbox,
+    client: Any,
+    shop: Shop,
+    paid: str,
+    behavior: str,
+    status: str,
+    changed: bool,
+) -> None:
+    sandbox.set_card(shop.customer, "decline")
+    sub = upgrade(client, paid, shop.professional, payment_behavior=behavior)
+    assert sub.status == status
+    assert (item_of(sub).price.id == shop.professional) is changed
+    assert (sub.pending_update is None) is changed
+    sandbox.pay_invoice(paid)
+    now = client.subscriptions.retrieve(paid)
+    assert (now.status, item_of(now).price.id) == ("active", shop.professional)
+
+
+def test_cancel_at_period_end_and_back(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    sub = client.subscriptions.update(paid, {"cancel_at_period_end": True})
+    assert sub.cancel_at_period_end and sub.cancel_at == item_of(sub).current_period_end
+    sub = client.subscriptions.update(paid, {"cancel_at_period_end": False})
+    assert not sub.cancel_at_period_end and sub.cancel_at is None and sub.canceled_at is None
+    both = {"cancel_at_period_end": False, "cancel_at": ""}
+    assert refused(client.subscriptions.update, paid, both)[0] == 400
+
+    sandbox.portal_cancel(paid)
+    sub = client.subscriptions.retrieve(paid)
+    assert (sub.cancel_at_period_end, sub.status) == (False, "active")
+    assert sub.cancel_at == item_of(sub).current_period_end
+    assert client.subscriptions.update(paid, {"cancel_at": ""}).cancel_at is None
+
+    sandbox.portal_cancel(paid)
+    sandbox.advance(days=32)
+    ended = client.subscriptions.retrieve(paid)
+    assert ended.status == "canceled" and ended.ended_at == sub.cancel_at
+    assert types(sandbox)[-1] == "customer.subscription.deleted"
+
+
+def test_an_ended_subscription_stays_ended(client: Any, shop: Shop, paid: str) -> None:
+    assert client.subscriptions.cancel(paid).status == "canceled"
+    assert refused(client.subscriptions.cancel, paid)[:2] == (404, "resource_missing")
+    assert refused(client.subscriptions.update, paid, {"cancel_at_period_end": True})[0] == 400
+    assert client.subscriptions.update(paid, {"metadata": {"a": "1"}}).metadata["a"] == "1"
+    assert client.subscriptions.list({"customer": shop.customer}).data == []
+    every = client.subscriptions.list({"customer": shop.customer, "status": "all"}).data
+    assert [sub.id for sub in every] == [paid]
+
+
+def test_dashboard_changes(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    second = sandbox.create_subscription(shop.customer, shop.professional, metadata={"by": "hand"})
+    assert len(client.subscriptions.list({"customer": shop.customer}).data) == 2
+    only = client.subscriptions.list({"price": shop.professional}).data
+    assert [sub.id for sub in only] == [second["id"]]
+    sandbox.set_status(paid, "never_heard_of")
+    assert client.subscriptions.retrieve(paid).status == "never_heard_of"
+    sandbox.set_status(paid, "active")
+    sandbox.pause(paid)
+    assert types(sandbox)[-2:] == ["customer.subscription.updated", "customer.subscription.paused"]
+    assert client.subscriptions.resume(paid).status == "active"
+    assert types(sandbox)[-1] == "customer.subscription.resumed"
+    assert refused(client.subscriptions.resume, paid)[0] == 400
+    sandbox.update_subscription(paid, pause_collection={"behavior": "void"})
+    assert client.subscriptions.retrieve(paid).pause_collection.behavior == "void"
+    sandbox.portal_switch(paid, shop.professional)
+    assert item_of(client.subscriptions.retrieve(paid)).price.id == shop.professional
+
+
+# -- the clock
+
+
+def test_renewals(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    first = item_of(client.subscriptions.retrieve(paid)).current_period_end
+    sandbox.advance(days=70)
+    sub = client.subscriptions.retrieve(paid)
+    assert sub.status == "active" and item_of(sub).current_period_start > first
+    invoices = client.invoices.list({"subscription": paid}).data
+    reasons = ["subscription_cycle", "subscription_cycle", "subscription_create"]
+    assert [i.billing_reason for i in invoices] == reasons
+    assert {i.status for i in invoices} == {"paid"} and invoices[1].created == first
+    times = [event["created"] for event in sandbox.events]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("then", ["canceled", "unpaid"])
+def test_a_failed_renewal(sandbox: Sandbox, client: Any, shop: Shop, paid: str, then: str) -> None:
+    sandbox.set_dunning((3, 5), then)
+    sandbox.set_card(shop.customer, "decline")
+    end = item_of(client.subscriptions.retrieve(paid)).current_period_end
+    sandbox.advance_to(end)
+    assert client.subscriptions.retrieve(paid).status == "past_due"
+    assert types(sandbox)[-2:] == ["invoice.payment_failed", "customer.subscription.updated"]
+    sandbox.advance(days=7)
+    assert client.subscriptions.retrieve(paid).status == "past_due"
+    sandbox.advance(days=1)
+    sub = client.subscriptions.retrieve(paid, {"expand": ["latest_invoice"]})
+    assert sub.status == then and sub.latest_invoice.attempt_count == 3
+    if then == "canceled":
+        assert sub.cancellation_details.reason == "payment_failed"
+
+
+def test_a_retry_that_succeeds(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    sandbox.set_card(shop.customer, "decline")
+    sandbox.advance(days=31)
+    sandbox.set_card(shop.customer, "ok")
+    sandbox.advance(days=4)
+    assert client.subscriptions.retrieve(paid).status == "active"
+
+
+@pytest.mark.parametrize(
+    ("card", "behavior", "status"),
+    [
+        ("ok", "pause", "active"),
+        ("decline", "pause", "past_due"),
+        (None, "pause", "paused"),
+        (None, "cancel", "canceled"),
+        (None, "create_invoice", "past_due"),
+    ],
+)
+def test_the_end_of_a_trial(
+    sandbox: Sandbox, client: Any, shop: Shop, card: str | None, behavior: str, status: str
+) -> None:
+    settings = {"end_behavior": {"missing_payment_method": behavior}}
+    sub = sandbox.create_subscription(shop.customer, shop.starter, trial_days=7, trial_settings=settings)
+    sandbox.set_card(shop.customer, card)
+    sandbox.advance(days=7)
+    assert client.subscriptions.retrieve(sub["id"]).status == status
+
+
+# -- portal and webhooks
+
+
+def test_the_portal_page(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    session = client.billing_portal.sessions.create(
+        {"customer": shop.customer, "return_url": "http://localhost:3100/"}
+    )
+
+    def press(action: str, **data: str) -> int:
+        form = {"subscription": paid, "action": action, **data}
+        return requests.post(session.url, data=form, timeout=5, allow_redirects=False).status_code
+
+    assert press("cancel") == 303
+    assert "Resume" in requests.get(session.url, timeout=5).text
+    assert client.subscriptions.retrieve(paid).cancel_at
+    assert press("resume") == 303
+    assert client.subscriptions.retrieve(paid).cancel_at is None
+    assert press("switch", price=shop.professional) == 303
+    assert item_of(client.subscriptions.retrieve(paid)).price.id == shop.professional
+    other = client.customers.create({}).id
+    theirs = client.billing_portal.sessions.create({"customer": other})
+    form = {"subscription": paid, "action": "cancel"}
+    assert requests.post(theirs.url, data=form, timeout=5).status_code == 404
+
+
+class Receiver:
+    """A webhook endpoint that checks signatures and remembers what came."""
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+        self.got: list[str] = []
+        self.answers: list[int] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                header = self.headers["Stripe-Signature"]
+                event = stripe.Webhook.construct_event(body, header, outer.secret)
+                outer.got.append(event.id)
+                self.send_response(outer.answers.pop(0) if outer.answers else 200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver(sandbox: Sandbox, client: Any) -> Iterator[Receiver]:
+    receiver = Receiver("")
+    endpoint = client.webhook_endpoints.create(
+        {"url": receiver.url, "enabled_events": ["customer.created", "customer.updated"]}
+    )
+    receiver.secret = endpoint.secret
+    assert secret_of(sandbox, endpoint.id) == endpoint.secret
+    assert "secret" not in client.webhook_endpoints.retrieve(endpoint.id)
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def test_signatures(sandbox: Sandbox, client: Any) -> None:
+    client.customers.create({})
+    (event,) = sandbox.webhooks.pending
+    body = sandbox.webhooks.payload(event)
+    header = sandbox.webhooks.sign(body, ["whsec_a", "whsec_b"])
+    for secret in ("whsec_a", "whsec_b"):
+        assert stripe.Webhook.construct_event(body, header, secret).id == event["id"]
+    old = sandbox.webhooks.sign(body, "whsec_a", int(time.time()) - 301)
+    for bad_header, secret in ((header, "whsec_c"), (old, "whsec_a")):
+        with pytest.raises(stripe.SignatureVerificationError):
+            stripe.Webhook.construct_event(body, bad_header, secret)
+
+
+def test_held_events_go_out_as_the_test_likes(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:
+    customers = [client.customers.create({}).id for _ in range(4)]
+    client.products.create({"name": "not for this endpoint"})
+    held = list(sandbox.webhooks.pending)
+    assert [e["data"]["object"]["id"] for e in held[:4]] == customers and receiver.got == []
+    sandbox.webhooks.drop(held[0])
+    assert [d.ok for d in sandbox.webhooks.deliver(held[1], times=2)] == [True, True]
+    sandbox.webhooks.deliver_parallel([held[2]], [receiver.url] * 3)
+    sandbox.webhooks.deliver_all(shuffle=random.Random(1))
+    ids = [e["id"] for e in held]
+    assert receiver.got == [ids[1]] * 2 + [ids[2]] * 3 + [ids[3]]
+    assert sandbox.webhooks.pending == []
+    undelivered = client.events.list({"delivery_success": False}).data
+    assert [e.id for e in undelivered] == [ids[0]]
+
+
+def test_delivery_by_itself_with_retry(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:
+    sandbox.webhooks.mode, sandbox.webhooks.retry = "deliver", True
+    receiver.answers = [500]
+    client.customers.create({})
+    assert sandbox.webhooks.wait(5)
+    assert len(receiver.got) == 2 and len(set(receiver.got)) == 1
+    assert [d.status for d in sandbox.webhooks.deliveries] == [500, 200]
+    sandbox.webhooks.retry = False
+
+
+def test_a_url_gets_each_event_once(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:
+    client.webhook_endpoints.create({"url": receiver.url, "enabled_events": ["*"]})
+    client.customers.create({})
+    sandbox.webhooks.deliver_all()
+    assert len(receiver.got) == 1
+
+
+# -- control and persistence
+
+
+def test_control_over_http(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    def send(command: str, **arguments: Any) -> requests.Response:
+        return requests.post(f"{sandbox.url}/_sandbox/{command}", json=arguments, timeout=5)
+
+    sub = send("pay", session=shop.session().id).json()["result"]["subscription"]
+    send("card", customer=shop.customer, card="decline")
+    assert send("advance", days=31).status_code == 200
+    assert client.subscriptions.retrieve(sub).status == "past_due"
+    send("faults", fail_next={"n": 1, "status": 429})
+    assert refused(client.customers.list)[0] == 429
+    assert send("advance", years=1).status_code == 400
+    assert send("pay", session="cs_no").status_code == 404
+    assert send("nonsense").status_code == 404
+    state = requests.get(f"{sandbox.url}/_sandbox/state", timeout=5).json()
+    assert state["cards"] == {shop.customer: "decline"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_process_keeps_its_state(tmp_path: Path) -> None:
+    data, port = tmp_path / "sandbox.json", free_port()
+    command = [sys.executable, "-m", "tests.stripe_sandbox", "--port", str(port)]
+    command += ["--data", str(data), "--promo", "LAUNCH20=20"]
+    root = Path(__file__).parents[1]
+
+    def run() -> tuple[subprocess.Popen[str], Any]:
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+        assert process.stdout and "Stripe sandbox on" in process.stdout.readline()
+        url = f"http://127.0.0.1:{port}"
+        return process, stripe.StripeClient("sk_test_any", base_addresses={"api": url}).v1
+
+    process, client = run()
+    key = {"idempotency_key": "first"}
+    shop = Shop(client)
+    created = client.customers.create({"name": "stays"}, key).id
+    session = shop.session().id
+    process.kill()
+    process.communicate()
+
+    process, client = run()
+    assert client.customers.create({"name": "stays"}, key).id == created
+    assert client.checkout.sessions.retrieve(session).status == "open"
+    assert [p.code for p in client.promotion_codes.list().data] == ["LAUNCH20"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 0
+    assert json.loads(data.read_text())["tables"]["customer"]
+
+
+def test_stop_and_start_again(tmp_path: Path) -> None:
+    target = ("http://127.0.0.1:9/", "whsec_x")
+    first = Sandbox(data=tmp_path / "s.json", webhook_url=target[0], webhook_secret=target[1])
+    first.webhooks.retry = True
+    with first:
+        customer = connect(first).customers.create({}).id
+        first.advance(days=3)
+        time.sleep(0.2)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(first.url, timeout=1)
+    second = Sandbox(data=tmp_path / "s.json")
+    assert abs(second.now() - first.now()) <= 1
+    assert second.get("customer", customer)["id"] == customer
+    event = second.events[0]
+    assert not second.webhooks.wait(0), "an undelivered event waits on in the file"
+    assert re.match(r"evt_\w+", event["id"]) and event["pending_webhooks"] == 1
