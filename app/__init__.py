@@ -15,7 +15,6 @@ from app.observe import logging_config, observe
 from app.parts import Parts
 from app.ratelimit import limit_rates
 from app.schemas.base import ErrorSchema
-from cli import register_commands
 
 __version__ = "0.1.0"
 
@@ -31,6 +30,8 @@ class Api(flask_smorest.Api):
 
 def create_app(settings: Settings | None = None) -> Flask:
     """The application, for gunicorn, the console and tests. Touches neither database, keys nor network."""
+    from cli import register_commands  # which needs this package to be there already
+
     settings = settings or load_settings()
     logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
     app = Flask("app", static_folder=None)
