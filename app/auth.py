@@ -13,8 +13,9 @@ from functools import wraps
 from typing import Any, Final
 
 from flask import g, request
+from werkzeug.exceptions import HTTPException
 
-from app.errors import Forbidden, NotFound, Unauthorized
+from app.errors import DomainError, Forbidden, NotFound, Unauthorized
 from app.licenses import InvalidToken, Token
 from app.parts import now, parts, set_actor
 from app.queries import licenses
@@ -114,12 +115,19 @@ def own_or_expired(view: View) -> View:
 
 
 def own_report(view: View) -> View:
-    """The same, for usage reports: the view's one statement judges the license's standing itself."""
+    """The same, for usage reports: the view's one statement judges the license's standing itself.
+
+    A report that is refused before it gets there must not hide that the license does not count.
+    """
 
     @wraps(view)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        authenticate(allow_expired=True)
-        return view(*args, **kwargs)
+        who = authenticate(allow_expired=True)
+        try:
+            return view(*args, **kwargs)
+        except (DomainError, HTTPException):
+            confirm(who)
+            raise
 
     return _declare(guarded, "own")
 
