@@ -157,6 +157,14 @@ def test_list_pages_meet_everybody_once(client):
     assert len(met) == len(set(met)) == 8
 
 
+def test_a_last_page_that_is_full_says_so(client):
+    for _ in range(3):
+        make_customer(client)
+    assert client.get("/api/customers?limit=3", headers=ADMIN).json["nextCursor"] is None
+    assert client.get("/api/usage?limit=3", headers=ADMIN).json["nextCursor"] is None
+    assert client.get("/api/usage?limit=2", headers=ADMIN).json["nextCursor"] is not None
+
+
 def test_find_by_email(client):
     made = make_customer(client, email="Find.Me@example.com")
     make_customer(client)

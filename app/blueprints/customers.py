@@ -16,7 +16,7 @@ from app.schemas.customers import (
     NewCustomer,
     NewCustomerAnswer,
 )
-from app.schemas.paging import cursor
+from app.schemas.paging import cursor, cut
 from app.schemas.subscriptions import PortalAnswer, PortalWish
 from app.services.customers import create_customer, describe_many, describe_one, update_customer
 from app.services.subscriptions import open_portal
@@ -42,14 +42,11 @@ def create(body: dict[str, Any]) -> Row:
 def list_customers(query: dict[str, Any]) -> Row:
     """List customers, oldest first"""
     with parts().db.statement() as cur:
-        page = customers.select_customers(
-            cur, limit=query["limit"], after=query["cursor"], email=query["email"]
+        rows = customers.select_customers(
+            cur, limit=query["limit"] + 1, after=query["cursor"], email=query["email"]
         )
-    is_full = len(page) == query["limit"]
-    return {
-        "customers": describe_many(page),
-        "next_cursor": cursor(page[-1]["id"]) if is_full else None,
-    }
+    page, more = cut(rows, query["limit"])
+    return {"customers": describe_many(page), "next_cursor": cursor(page[-1]["id"]) if more else None}
 
 
 @blp.route("/<customer_id>", methods=["GET"])

@@ -4,8 +4,9 @@ import base64
 import binascii
 import json
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from marshmallow import ValidationError, fields, validate
 
@@ -13,6 +14,7 @@ from app.licenses import rfc3339
 from app.schemas.base import InputSchema
 
 MAX_ID = 2**63 - 1
+T = TypeVar("T")
 
 
 class IdCursor(fields.Field[int]):
@@ -39,6 +41,11 @@ class TimeCursor(fields.Field[tuple[datetime, int]]):
         if moment.tzinfo is None:
             raise ValidationError("Not a cursor that was given out.")
         return moment, parts[1]
+
+
+def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
+    """The page, and whether there is more, of rows that were asked for with a limit one higher."""
+    return rows[:limit], len(rows) > limit
 
 
 def cursor(*parts: int | datetime) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import secrets
 import string
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -150,13 +151,13 @@ def describe_one(customer_id: str) -> dict[str, Any]:
         return describe_customer(customer, subscriptions.select_subscriptions(cur, [customer_id]), now())
 
 
-def describe_many(page: list[Row]) -> list[dict[str, Any]]:
+def describe_many(page: Sequence[Row]) -> list[dict[str, Any]]:
     """The same for a page of customers, with one more statement in all."""
     of = subscriptions_of(page)
     return [describe_customer(customer, of[customer["customer_id"]], now()) for customer in page]
 
 
-def subscriptions_of(page: list[Row]) -> dict[str, list[Row]]:
+def subscriptions_of(page: Sequence[Row]) -> dict[str, list[Row]]:
     """Every subscription of each of these customers."""
     found: dict[str, list[Row]] = {customer["customer_id"]: [] for customer in page}
     with parts().db.statement() as cur:
