@@ -1,29 +1,64 @@
-"""Production settings of the web server; `gunicorn wsgi:app` reads this file by itself."""
+"""Production settings of the web server; `gunicorn wsgi:app` reads this file by itself.
 
+A setting that is wrong ends the start with one line. SIGHUP reads everything anew, keys too; what
+is wrong then is told in the log, and the service goes on as before.
+"""
+
+import atexit
+import logging
 import os
 import shutil
+import sys
 import tempfile
+import time
 from typing import Any
 
+# Before the first import of prometheus_client, which looks for it once.
+if "wsgi" not in sys.modules:
+    metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="zemfyre-metrics-")
+    master = os.getpid()
+    atexit.register(lambda: os.getpid() == master and shutil.rmtree(metrics_dir, ignore_errors=True))
+
+from flask import Flask
 from prometheus_client import multiprocess
 
-from app import embedded
-from app.config import load_settings, require_admin_key
-from app.keyring import load_signing_key
+from app import create_app, embedded
+from app.config import ConfigError, Settings, require_admin_key
 from app.observe import logging_config
-from app.services.health import STOPPING
+from app.services import health
 
-settings = load_settings()
+
+def _check(app: Flask) -> Settings:
+    """What only the web service needs. Raises ConfigError, which is one line and an exit."""
+    parts = app.extensions["parts"]
+    require_admin_key(parts.settings)
+    parts.keyring.signing_key()
+    return parts.settings  # type: ignore[no-any-return]
+
+
+if "wsgi" not in sys.modules:
+    import wsgi
+
+    settings = _check(wsgi.app)
+else:
+    import wsgi
+
+    try:
+        renewed = create_app()
+        settings = _check(renewed)
+        wsgi.app = renewed  # the workers to come are forked from here
+    except ConfigError as error:
+        logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
+        settings = wsgi.app.extensions["parts"].settings
 
 bind = f"0.0.0.0:{settings.port}"
-worker_class = "gthread"
-workers = int(os.environ.get("WEB_CONCURRENCY", "0")) or max(2, os.cpu_count() or 1)
-threads = int(os.environ.get("WEB_THREADS", "16"))
+worker_class = "app.worker.PatientWorker"
+workers = settings.web_concurrency
+threads = settings.web_threads
 # Requests in flight get this long after SIGTERM.
 graceful_timeout = 30
 timeout = 60
 keepalive = 15
-max_requests_jitter = 0
 limit_request_line = 4094
 limit_request_field_size = 16380
 forwarded_allow_ips = ""
@@ -31,24 +66,26 @@ logconfig_dict = logging_config(settings.log_level, settings.log_format)
 accesslog = None  # one line a request is written by the application, which knows the route and who called
 proc_name = "zemfyre-billing"
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:
-    """Refuse a start that cannot serve, with one line; keep the embedded database as long as we live."""
-    require_admin_key(settings)
-    load_signing_key(settings)
+    """Without DATABASE_URL: run the embedded database for as long as we live."""
     if settings.database_url is None:
-        os.environ["DATABASE_URL"] = embedded.start(settings.data_dir)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="zemfyre-metrics-")
+        embedded.start(settings.data_dir)
 
 
-def worker_int(worker: Any) -> None:
-    os.environ[STOPPING] = "1"
+def when_ready(server: Any) -> None:
+    """On SIGTERM say so at /health/ready, and take requests until the load balancer has seen it."""
+    stop_at_once = server.handle_term
+
+    def handle_term() -> None:
+        health.announce_stop()
+        time.sleep(wsgi.app.extensions["parts"].settings.drain_seconds)
+        stop_at_once()
+
+    server.handle_term = handle_term
 
 
 def child_exit(server: Any, worker: Any) -> None:
     multiprocess.mark_process_dead(worker.pid)
-
-
-def on_exit(server: Any) -> None:
-    shutil.rmtree(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""), ignore_errors=True)

@@ -4,12 +4,13 @@ import logging.config
 
 import flask_smorest
 from flask import Flask, Response, request
+from flask.typing import ResponseReturnValue
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.exceptions import HTTPException
 
 from app import auth, errors
 from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
-from app.config import Settings, load_settings
+from app.config import ConfigError, Settings, load_settings
 from app.http import BATCH_LIMIT, BODY_LIMIT
 from app.observe import logging_config, observe
 from app.parts import Parts
@@ -17,6 +18,17 @@ from app.ratelimit import limit_rates
 from app.schemas.base import ErrorSchema
 
 __version__ = "0.1.0"
+
+
+class App(Flask):
+    """Flask, for which a setting that went wrong while serving (a key file) is no reason to exit."""
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        try:
+            return super().dispatch_request()
+        except ConfigError as error:
+            self.logger.error("%s", error)
+            raise errors.Unavailable("A setting of this service is wrong; its log says which.") from error
 
 
 class Api(flask_smorest.Api):
@@ -34,7 +46,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     settings = settings or load_settings()
     logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
-    app = Flask("app", static_folder=None)
+    app = App("app", static_folder=None)
     app.extensions["parts"] = Parts(settings)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.compact = True  # type: ignore[attr-defined]

@@ -85,6 +85,8 @@ def _exclusively(data_dir: Path) -> Iterator[None]:
 def _ensure_running(data_dir: Path, settings: dict[str, str]) -> str:
     cluster = data_dir / "postgres"
     sockets = _socket_dir(data_dir)
+    if os.geteuid() == 0:
+        _open_to_others(cluster)
     if not cluster.exists():
         _init(data_dir, cluster)
     url = f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
@@ -120,7 +122,6 @@ def _init(data_dir: Path, cluster: Path) -> None:
         new = Path(scratch) / "postgres"
         new.mkdir(mode=0o700)
         if os.geteuid() == 0:
-            _open_to_others(new)
             os.chown(new, *_run_as(new))
         _run(new, "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         new.rename(cluster)

@@ -1,0 +1,54 @@
+"""gunicorn's thread worker, for clients that cannot be trusted to be quick."""
+
+import socket
+import struct
+import time
+from typing import Any, Final
+
+from gunicorn.http import get_parser
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+RECEIVE_SECONDS: Final = 15
+SEND_SECONDS: Final = 30
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
+    """Gives each request RECEIVE_SECONDS to arrive in, head and body together.
+
+    By itself gunicorn waits for them for ever, with a thread: a few dozen connections that dribble
+    (slowloris) would take the service away from everybody. A client that stops reading its answer
+    loses the connection after SEND_SECONDS.
+    """
+
+    def handle(self, conn: TConn) -> Any:
+        if conn.parser is None:
+            timeval = struct.pack("ll", SEND_SECONDS, 0)
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+            conn.parser = get_parser(self.cfg, _Receiver(conn.sock), conn.client)
+        conn.parser.unreader.sock.begin()
+        return super().handle(conn)
+
+
+class _Receiver:
+    """What the parser reads from. Late bytes are no bytes: gunicorn takes the client for gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = 0.0
+
+    def begin(self) -> None:
+        """A new request: its time runs from the first read on."""
+        self._deadline = 0.0
+
+    def recv(self, size: int) -> bytes:
+        at = time.monotonic()
+        self._deadline = self._deadline or at + RECEIVE_SECONDS
+        if at >= self._deadline:
+            return b""
+        self._connection.settimeout(self._deadline - at)
+        try:
+            return self._connection.recv(size)
+        except TimeoutError:
+            return b""
+        finally:
+            self._connection.settimeout(None)
