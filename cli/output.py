@@ -4,7 +4,9 @@ import csv
 import getpass
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime
 from typing import Any, Final
 
@@ -28,15 +30,27 @@ as_csv = click.option("--csv", "to_csv", is_flag=True, help="CSV on stdout, for 
 
 
 class Group(AppGroup):
-    """A group whose commands act in the name of whoever is logged in, and refuse in one plain line."""
+    """A group whose commands refuse in one plain line; what the service logs stays out of the way."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _only_errors_logged():
+                return super().invoke(ctx)
         except DomainError as error:
             raise click.ClickException(error.message) from None
         except ConfigError as error:
             raise click.ClickException(str(error)) from None
+
+
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def acting(command: Callable[..., Any]) -> Callable[..., Any]:
