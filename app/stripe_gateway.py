@@ -5,6 +5,7 @@ Shapes and parameters: https://docs.stripe.com/api at the SDK's pinned version.
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,10 @@ from app.errors import (
     BadRequest,
     Conflict,
     DomainError,
-    Invalid,
     PaymentRefused,
     StripeFailed,
     Unavailable,
+    invalid_field,
 )
 from app.observe import STRIPE_SECONDS
 from app.plans import PAID_PLANS, PLANS
@@ -50,14 +51,24 @@ WEBHOOK_EVENTS: Final = (
     "invoice.payment_failed",
     "customer.deleted",
 )
+# Stripe's parameters that repeat a field of our callers → the field.
+_FIELDS: Final = {
+    "discounts": "promoCode",
+    "email": "email",
+    "success_url": "successUrl",
+    "cancel_url": "cancelUrl",
+    "return_url": "returnUrl",
+}
+_IDENTIFIER: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class StripeGateway:
     """Calls to Stripe with timeouts, retries, a bulkhead, and our own errors.
 
     Raises Unavailable (not configured, too many waiting, rate limited), StripeFailed (no usable
-    answer), PaymentRefused, Invalid or Conflict. A timeout leaves open whether Stripe acted: every
-    POST carries an idempotency key, so the same call may simply be made again.
+    answer), PaymentRefused, Invalid or Conflict. NoAnswer leaves open whether Stripe acted: every
+    POST carries an idempotency key, so the same call may simply be made again. Any other answer,
+    a refusal too, Stripe would repeat for that key for 24 hours.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -117,8 +128,9 @@ class StripeGateway:
         return str(created.id)
 
     def update_customer(self, stripe_customer_id: str, email: str, name: str | None, key: str) -> None:
+        """Tell Stripe of a new address or name; a customer that was deleted there needs to hear nothing."""
         params: Any = {"email": email, "name": name or ""}
-        self._call(
+        self._or_none(
             "customers.update",
             lambda c: c.v1.customers.update(stripe_customer_id, params, _options(key)),
         )
@@ -163,9 +175,9 @@ class StripeGateway:
     def change_price(self, subscription_id: str, price_id: str, key: str) -> None:
         """Move to another price, prorated and paid at once. A refused payment changes nothing."""
         current = self._call("subscriptions.retrieve", lambda c: c.v1.subscriptions.retrieve(subscription_id))
-        item = current["items"].data[0]
+        item = self._item_that_counts(current.to_dict())
         params: Any = {
-            "items": [{"id": item.id, "price": price_id}],
+            "items": [{"id": item["id"], "price": price_id}],
             "payment_behavior": "error_if_incomplete",
             "proration_behavior": "always_invoice",
         }
@@ -175,7 +187,8 @@ class StripeGateway:
         )
 
     def cancel(self, subscription_id: str, key: str) -> None:
-        self._call(
+        """End it now. Stripe knows no keys for this call: one that has ended already counts as done."""
+        self._or_none(
             "subscriptions.cancel",
             lambda c: c.v1.subscriptions.cancel(subscription_id, {}, _options(key)),
         )
@@ -197,21 +210,20 @@ class StripeGateway:
     def subscription_row(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
         """Stripe's subscription as a row of ours.
 
-        The period stands on the items since 2025-03-31.basil. Of several items the best plan counts.
+        The period stands on the items since 2025-03-31.basil. `paid`: the first payment was made, or
+        fell due after a trial.
         """
-        items = subscription["items"]["data"]
-        known = [item for item in items if self.plan_of(item["price"]) in PLANS]
-        item = max(known or items, key=lambda i: PLANS[self.plan_of(i["price"])].rank if known else 0)
+        item = self._item_that_counts(subscription)
         status, trial_end = subscription["status"], subscription.get("trial_end")
-        reference = subscription.get("ended_at") or int(time.time())
         return {
             "subscription_id": subscription["id"],
+            "stripe_subscription_id": subscription["id"],
             "stripe_customer_id": _id(subscription["customer"]),
             "stripe_price_id": item["price"]["id"],
             "plan": self.plan_of(item["price"]),
             "status": status,
-            "paid": status in ("active", "past_due", "unpaid", "canceled")
-            and (trial_end is None or reference > trial_end),
+            "paid": status not in ("incomplete", "incomplete_expired", "trialing")
+            and (trial_end is None or item["current_period_start"] >= trial_end),
             "trial_ends_at": _time(trial_end),
             "current_period_starts_at": _time(item.get("current_period_start")),
             "current_period_ends_at": _time(item.get("current_period_end")),
@@ -220,6 +232,12 @@ class StripeGateway:
             "ended_at": _time(subscription.get("ended_at")),
             "created_at": _time(subscription["created"]),
         }
+
+    def _item_that_counts(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
+        """Of several items the one with the best plan."""
+        items = subscription["items"]["data"]
+        ranks = {name: plan.rank for name, plan in PLANS.items()}
+        return max(items, key=lambda item: ranks.get(self.plan_of(item["price"]), -1))  # type: ignore[no-any-return]
 
     # Prices and promotion codes
 
@@ -246,11 +264,15 @@ class StripeGateway:
         page = self._call("prices.list", lambda c: c.v1.prices.list(params))
         return str(page.data[0].id) if page.data else None
 
-    def find_promotion_code(self, code: str) -> str | None:
-        """The id of an active promotion code, in whatever letter case it was typed."""
-        params: Any = {"code": code, "active": True, "limit": 1}
+    def find_promotion_code(self, code: str, stripe_customer_id: str) -> str | None:
+        """The id of an active promotion code that this customer may use, in whatever letter case.
+
+        The same code may exist once for everybody and once for each of several customers.
+        """
+        params: Any = {"code": code, "active": True, "limit": PAGE}
         page = self._call("promotion_codes.list", lambda c: c.v1.promotion_codes.list(params))
-        return str(page.data[0].id) if page.data else None
+        by_owner = {found["customer"] and _id(found["customer"]): str(found["id"]) for found in page.data}
+        return by_owner.get(stripe_customer_id) or by_owner.get(None)
 
     # Checkout and portal
 
@@ -294,12 +316,12 @@ class StripeGateway:
     # Setting up an account
 
     def list_prices(self) -> list[dict[str, Any]]:
-        """The active prices that carry one of our lookup keys."""
-        params: Any = {"lookup_keys": list(LOOKUP_KEYS.values()), "active": True, "limit": PAGE}
+        """The prices that carry one of our lookup keys, archived ones too."""
+        params: Any = {"lookup_keys": list(LOOKUP_KEYS.values()), "limit": PAGE}
         page = self._call("prices.list", lambda c: c.v1.prices.list(params))
         return [price.to_dict() for price in page.data]
 
-    def create_product_with_price(self, plan: str, description: str, cents: int) -> str:
+    def create_product_with_price(self, plan: str, description: str, cents: int, key: str) -> str:
         """A product and its monthly price in USD, both marked with the plan; the price's id."""
         metadata = {"zemfyre_plan": plan}
         product_params: Any = {
@@ -309,7 +331,7 @@ class StripeGateway:
         }
         product = self._call(
             "products.create",
-            lambda c: c.v1.products.create(product_params, _options(f"setup-product-{plan}")),
+            lambda c: c.v1.products.create(product_params, _options(f"setup-product-{key}")),
         )
         price_params: Any = {
             "product": product.id,
@@ -322,7 +344,7 @@ class StripeGateway:
         }
         price = self._call(
             "prices.create",
-            lambda c: c.v1.prices.create(price_params, _options(f"setup-price-{plan}-{product.id}")),
+            lambda c: c.v1.prices.create(price_params, _options(f"setup-price-{product.id}-{key}")),
         )
         return str(price.id)
 
@@ -335,7 +357,7 @@ class StripeGateway:
                 return endpoint
         return None
 
-    def create_webhook(self, url: str) -> str:
+    def create_webhook(self, url: str, key: str) -> str:
         """A webhook endpoint for the events we follow; its signing secret, which Stripe tells only once."""
         params: Any = {
             "url": url,
@@ -344,7 +366,7 @@ class StripeGateway:
         }
         created = self._call(
             "webhook_endpoints.create",
-            lambda c: c.v1.webhook_endpoints.create(params, _options(f"setup-webhook-{url}")),
+            lambda c: c.v1.webhook_endpoints.create(params, _options(f"setup-webhook-{key}")),
         )
         return str(created.secret)
 
@@ -365,8 +387,8 @@ class StripeGateway:
             if not (isinstance(event, dict) and isinstance(event["data"]["object"], dict)):
                 raise TypeError
             return {
-                "event_id": str(event["id"]),
-                "type": str(event["type"]),
+                "event_id": _identifier(event["id"]),
+                "type": _identifier(event["type"]),
                 "livemode": bool(event["livemode"]),
                 "created_at": datetime.fromtimestamp(int(event["created"]), UTC),
                 "object": event["data"]["object"],
@@ -440,6 +462,10 @@ class StripeGateway:
         return self._client
 
 
+class NoAnswer(StripeFailed):
+    """Stripe was not heard: it may have acted or not."""
+
+
 class _Refused(StripeFailed):
     """Stripe did not take a request; `missing` when the object of that id is not there."""
 
@@ -459,14 +485,13 @@ def _translated(error: stripe.StripeError) -> DomainError:
         detail = error.error
         code = detail.code if detail is not None else None
         log.warning("stripe refused a request", extra={"stripe_code": code, "param": error.param})
-        if error.param and error.param.startswith(("discounts", "promotion_code")):
-            return Invalid(
-                "promoCode: cannot be used for this subscription",
-                errors={"json": {"promoCode": ["Cannot be used for this subscription."]}},
-            )
+        for param, field in _FIELDS.items():
+            if error.param and error.param.startswith(param):
+                return invalid_field(field, "Stripe does not take this.")
         return _Refused("Stripe refused the request.", missing=code == "resource_missing")
     log.error("stripe failed", extra={"stripe_error": type(error).__name__, "status": error.http_status})
-    return StripeFailed("Stripe failed or did not answer. Nothing was stored; try again.")
+    unheard = isinstance(error, stripe.APIConnectionError)
+    return (NoAnswer if unheard else StripeFailed)("Stripe failed or did not answer. Try again.")
 
 
 def _options(key: str) -> Any:
@@ -476,6 +501,13 @@ def _options(key: str) -> Any:
 def _id(value: Any) -> str:
     """An id, whether the object was expanded or not."""
     return str(value if isinstance(value, str) else value["id"])
+
+
+def _identifier(value: Any) -> str:
+    """Text that can be an id or a type of Stripe's. Raises TypeError, ValueError."""
+    if not _IDENTIFIER.fullmatch(value):
+        raise ValueError("not an identifier")
+    return str(value)
 
 
 def _time(seconds: int | None) -> datetime | None:

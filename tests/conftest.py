@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 import pytest
+import stripe
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
@@ -162,6 +163,18 @@ def stripe_environ(environ: dict[str, str], sandbox: Sandbox) -> dict[str, str]:
     environ["STRIPE_WEBHOOK_SECRET"] = WEBHOOK_SECRET
     environ["STRIPE_API_BASE"] = sandbox.url
     return environ
+
+
+@pytest.fixture
+def shop(
+    stripe_environ: dict[str, str], app: Flask, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """The service with prices at the sandbox; see `tests/shop.py`. Stripe's SDK retries without waiting."""
+    from tests.shop import Shop
+
+    monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.001)
+    monkeypatch.setattr(stripe.HTTPClient, "MAX_DELAY", 0.001)
+    return Shop(app, sandbox)
 
 
 def _key_paths(folder: Path) -> dict[str, str]:

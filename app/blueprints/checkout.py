@@ -5,6 +5,7 @@ import re
 from flask import Blueprint, render_template, request
 
 from app.auth import public
+from app.entitlements import LIVE_STATUSES
 from app.errors import DomainError
 from app.parts import set_actor
 from app.services.subscriptions import complete_checkout
@@ -28,6 +29,8 @@ def success() -> tuple[str, int]:
         return render_template("checkout.html", state="pending"), error.code
     if subscription is None:
         return render_template("checkout.html", state="unknown"), 404
+    if subscription["status"] not in LIVE_STATUSES:
+        return render_template("checkout.html", state="pending"), 200
     return render_template(
         "checkout.html", state="done", plan=subscription["plan"], status=subscription["status"]
     ), 200

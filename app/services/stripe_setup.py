@@ -1,7 +1,11 @@
 """Preparing an account at Stripe: what is there is found, what is missing is made, once."""
 
-from app.parts import parts
+import hashlib
+from typing import Any
+
+from app.parts import now, parts
 from app.plans import PAID_PLANS, PLANS, Plan
+from app.stripe_gateway import WEBHOOK_EVENTS
 
 
 def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
@@ -10,11 +14,9 @@ def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
     lines: dict[str, str] = {}
     notes: list[str] = []
     with stripe.slot():
-        found = {stripe.plan_of(price): str(price["id"]) for price in stripe.list_prices()}
+        prices = stripe.list_prices()
         for plan in (PLANS[name] for name in PAID_PLANS):
-            price_id = found.get(plan.name)
-            if price_id is None and plan.monthly_cents is not None:
-                price_id = stripe.create_product_with_price(plan.name, _description(plan), plan.monthly_cents)
+            price_id = _price_of(plan, prices)
             if price_id is not None:
                 lines[f"STRIPE_PRICE_{plan.name.upper()}"] = price_id
             else:
@@ -22,13 +24,31 @@ def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
                     f"{plan.name.capitalize()} is sold by hand: give a price of yours the lookup key "
                     f"zemfyre_{plan.name} to sell it online."
                 )
-        if webhook_url and stripe.find_webhook(webhook_url):
+        endpoint = stripe.find_webhook(webhook_url) if webhook_url else None
+        if endpoint:
             notes.append(
                 "The webhook endpoint exists; Stripe told its secret when it was made (see the dashboard)."
             )
+            missing = set(WEBHOOK_EVENTS) - set(endpoint["enabled_events"])
+            if missing and "*" not in endpoint["enabled_events"]:
+                notes.append(f"Add these events to it in the dashboard: {', '.join(sorted(missing))}")
         elif webhook_url:
-            lines["STRIPE_WEBHOOK_SECRET"] = stripe.create_webhook(webhook_url)
+            # Nothing at Stripe tells a first endpoint from one made again after a deletion, but the time.
+            key = hashlib.sha256(f"{webhook_url} {now():%Y%m%d%H%M}".encode()).hexdigest()[:32]
+            lines["STRIPE_WEBHOOK_SECRET"] = stripe.create_webhook(webhook_url, key)
     return lines, notes
+
+
+def _price_of(plan: Plan, prices: list[dict[str, Any]]) -> str | None:
+    """The active price of a plan, made if there is none; None for a plan that is not sold online."""
+    of_plan = [price for price in prices if parts().stripe.plan_of(price) == plan.name]
+    active = [price for price in of_plan if price["active"]]
+    if active:
+        return str(active[0]["id"])
+    if plan.monthly_cents is None:
+        return None
+    key = f"{plan.name}-after-{of_plan[0]['id'] if of_plan else 'none'}"
+    return parts().stripe.create_product_with_price(plan.name, _description(plan), plan.monthly_cents, key)
 
 
 def _description(plan: Plan) -> str:

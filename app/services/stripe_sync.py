@@ -201,21 +201,26 @@ def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
 
 def _whose(event: dict[str, Any]) -> str | None:
     """Our customer that an event tells of; one that Stripe knows and we forgot to link is linked."""
-    found = event["object"]
-    stripe_id = found.get("id") if event["type"].startswith("customer.deleted") else found.get("customer")
-    if isinstance(stripe_id, dict):
-        stripe_id = stripe_id.get("id")
-    if not isinstance(stripe_id, str):
+    stripe_id = _stripe_customer_of(event)
+    if stripe_id is None:
         return None
     with parts().db.statement() as cur:
         customer = customers.select_customer_by_stripe_id(cur, stripe_id)
     if customer is not None:
         return str(customer["customer_id"])
-    metadata = found.get("metadata")
-    claimed = found.get("client_reference_id") or (
-        metadata.get("customer_id") if isinstance(metadata, dict) else None
-    )
+    # Only metadata, which nobody but the account's owner writes: a `client_reference_id` may be the payer's.
+    metadata = event["object"].get("metadata")
+    claimed = metadata.get("customer_id") if isinstance(metadata, dict) else None
     return link_customer(claimed, stripe_id) if isinstance(claimed, str) else None
+
+
+def _stripe_customer_of(event: dict[str, Any]) -> str | None:
+    """Stripe's id of the customer that an event tells of."""
+    found = event["object"]
+    stripe_id = found.get("id") if found.get("object") == "customer" else found.get("customer")
+    if isinstance(stripe_id, dict):
+        stripe_id = stripe_id.get("id")
+    return stripe_id if isinstance(stripe_id, str) else None
 
 
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
@@ -237,14 +242,13 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 
 def _event_record(event: dict[str, Any]) -> dict[str, Any]:
-    found = event["object"]
-    customer = found.get("customer")
+    object_id, stripe_customer_id = event["object"].get("id"), _stripe_customer_of(event)
     return {
-        "event_id": event["event_id"][:255],
-        "type": event["type"][:255],
-        "object_id": str(found.get("id"))[:255],
+        "event_id": event["event_id"],
+        "type": event["type"],
+        "object_id": object_id[:255] if isinstance(object_id, str) else None,
         "customer_id": None,
-        "stripe_customer_id": customer[:255] if isinstance(customer, str) else None,
+        "stripe_customer_id": stripe_customer_id and stripe_customer_id[:255],
         "outcome": "ignored",
         "error": None,
         "created_at": event["created_at"],
@@ -322,12 +326,13 @@ def sync_one(customer_id: str, *, dry_run: bool) -> list[Difference]:
 def _find_unlinked(owners: Mapping[str, str | None]) -> dict[str, str]:
     """Customers that Stripe has under our id while we do not know Stripe's: ours → Stripe's."""
     wanted = {owner for owner, stripe_id in owners.items() if stripe_id is None}
+    taken = set(owners.values())
     found: dict[str, str] = {}
     if wanted:
         for customer in parts().stripe.list_customers():
             owner = (customer.get("metadata") or {}).get("customer_id")
-            if owner in wanted:
-                found[owner] = customer["id"]
+            if owner in wanted and customer["id"] not in taken:
+                found.setdefault(owner, customer["id"])
     return found
 
 

@@ -2,19 +2,29 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from app.db import Row
-from app.entitlements import describe, entitle, is_live, is_local, status_at
-from app.errors import Conflict, Forbidden, NotFound, PaymentRefused, Unavailable, invalid_field
+from app.entitlements import ENDED_STATUSES, describe, entitle, is_live, is_local, status_at
+from app.errors import (
+    Conflict,
+    Forbidden,
+    NotFound,
+    PaymentRefused,
+    StripeFailed,
+    Unavailable,
+    invalid_field,
+)
 from app.parts import now, parts
 from app.plans import PLANS
 from app.queries import customers, subscriptions
 from app.services import audit
-from app.services.customers import get_customer, start_trial
+from app.services.customers import came_back, get_customer, start_trial
 from app.services.licenses import issue_license
 from app.services.stripe_sync import sync_customer
+from app.stripe_gateway import NoAnswer
 
 SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
 
@@ -32,7 +42,7 @@ def create_trial(customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
         rows = subscriptions.select_subscriptions(cur, [customer_id])
         if any(row["paid"] or is_live(row) for row in rows):
             raise Conflict("This customer has had a paid subscription. Use checkout.")
-        if customer["trial_used_at"]:
+        if customer["trial_used_at"] or came_back(cur, customer["email"]):
             raise Conflict("This customer's trial is used up. Use checkout.")
         started = start_trial(cur, customer, plan, parts().settings.trial_days)
         license_row = issue_license(cur, customer)
@@ -82,13 +92,10 @@ def start_checkout(
     is live already, here or, by a webhook still on its way, at Stripe only.
     """
     held = parts()
-    customer = get_customer(customer_id)
     with held.stripe.slot(), held.db.separate_lock(f"checkout {customer_id}"):
+        customer = get_customer(customer_id)
         price_id = _price_of(plan)
         stripe_customer_id = _ensure_stripe_customer(customer)
-        sync_customer(customer_id)
-        if _live_subscription(customer_id):
-            raise Conflict("This customer has a live subscription. Use upgrade.")
         success = success_url or f"{held.settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
         params: dict[str, Any] = {
             "mode": "subscription",
@@ -102,7 +109,7 @@ def start_checkout(
         if promo_code is None:
             params["allow_promotion_codes"] = True
         else:
-            promotion = held.stripe.find_promotion_code(promo_code)
+            promotion = held.stripe.find_promotion_code(promo_code, stripe_customer_id)
             if promotion is None:
                 raise invalid_field("promoCode", "There is no such code, or it has expired.")
             params["discounts"] = [{"promotion_code": promotion}]
@@ -117,18 +124,33 @@ def start_checkout(
 
 def _open_session(customer_id: str, params: dict[str, Any]) -> dict[str, Any]:
     """The open session with these very parameters, or a new one with every other closed."""
-    wish = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:32]
-    sessions = parts().stripe.list_checkouts(params["customer"])
-    is_open = [s for s in sessions if s["status"] == "open"]
-    for session in is_open:
-        if (session.get("metadata") or {}).get("wish") == wish:
-            return session
-    for session in is_open:
-        if not parts().stripe.expire_checkout(session["id"]):
-            raise Conflict("A payment is under way in an earlier checkout page. Look again in a moment.")
+    stripe, wish = parts().stripe, _digest(json.dumps(params, sort_keys=True))
+    sessions = stripe.list_checkouts(params["customer"])
+    is_open = [session for session in sessions if session["status"] == "open"]
+    same = [session for session in is_open if (session.get("metadata") or {}).get("wish") == wish][:1]
+    under_way = [s for s in is_open if s not in same and not stripe.expire_checkout(s["id"])]
+    # Asked only now, when no other page can be paid any more: what was paid on one shows here.
+    sync_customer(customer_id)
+    if _live_subscription(customer_id):
+        for session in same:
+            stripe.expire_checkout(session["id"])
+        raise Conflict("This customer has a live subscription. Use upgrade.")
+    if under_way:
+        raise Conflict("A payment is under way in an earlier checkout page. Look again in a moment.")
+    if same:
+        return same[0]
     state = sessions[0]["id"] if sessions else "first"
     params = params | {"metadata": {"customer_id": customer_id, "wish": wish}}
-    return parts().stripe.create_checkout(params, f"checkout-{customer_id}-{wish}-after-{state}")
+    return stripe.create_checkout(params, f"checkout-{wish}-after-{state}-{_minute()}")
+
+
+def _minute() -> str:
+    """Part of a key whose effect is looked for before it is asked again: a refusal is repeated no longer."""
+    return f"{now():%Y%m%d%H%M}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _ensure_stripe_customer(customer: Row) -> str:
@@ -143,9 +165,9 @@ def _ensure_stripe_customer(customer: Row) -> str:
     found = stripe.find_customer(customer_id, customer["email"])
     if found is None:
         name = customer["company_name"] or customer["name"]
-        key = f"customer-{customer_id}-after-{known or 'none'}"
-        wish = hashlib.sha256(f"{customer['email']} {name}".encode()).hexdigest()[:16]
-        found = stripe.create_customer(customer_id, customer["email"], name, f"{key}-{wish}")
+        wish = _digest(f"{customer['email']} {name}")
+        key = f"customer-{customer_id}-after-{known or 'none'}-{wish}-{_minute()}"
+        found = stripe.create_customer(customer_id, customer["email"], name, key)
     with parts().db.transaction() as cur:
         before = customers.lock_customer(cur, customer_id)
         after = customers.update_stripe_customer_id(cur, customer_id, found)
@@ -165,18 +187,22 @@ def _price_of(plan: str) -> str:
 def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None]:
     """Move a live subscription to another plan, up or down, prorated and paid at once.
 
-    Raises PaymentRefused with nothing changed, or Conflict for a trial, an ended subscription or
-    the plan it has already.
+    Raises PaymentRefused with nothing changed, or Conflict for a trial, a subscription that is not
+    live or the plan it has already.
     """
     with parts().stripe.slot():
-        before = _stripe_subscription(subscription_id, "Use checkout.")
+        before = _stripe_subscription(subscription_id)
         price_id = _price_of(plan)
         sync_customer(before["customer_id"])
-        present = _stripe_subscription(subscription_id, "Use checkout.")
+        present = _stripe_subscription(subscription_id)
+        if not is_live(present):
+            ended = _has_ended(present)
+            instead = "It has ended; use checkout." if ended else "Its open invoice has to be paid first."
+            raise Conflict(f"This subscription is {present['status']}. {instead}")
         if present["plan"] != plan:
             _change(
                 present,
-                f"to-{plan}",
+                f"to-{price_id}",
                 lambda key: parts().stripe.change_price(subscription_id, price_id, key),
             )
         elif before["plan"] == plan:
@@ -186,25 +212,31 @@ def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None
 
 def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
     """End a subscription now or at the end of the paid period; a local trial ends at once."""
-    with parts().db.statement() as cur:
-        row = subscriptions.select_subscription(cur, subscription_id)
-    if row is None:
-        raise NotFound(f"There is no subscription {subscription_id}.")
-    if is_local(row):
-        return _cancel_trial(row)
+    before = _subscription(subscription_id)
+    if is_local(before):
+        return _cancel_trial(before)
     with parts().stripe.slot():
-        sync_customer(row["customer_id"])
-        present = _stripe_subscription(subscription_id, "It has ended already.")
-        pending = describe(get_customer(row["customer_id"]), present, now())["cancel_at_period_end"]
-        if at_period_end and not pending:
+        sync_customer(before["customer_id"])
+        present = _subscription(subscription_id)
+        if _has_ended(present):
+            if _has_ended(before):
+                raise Conflict("This subscription has ended already.")
+        elif not at_period_end:
+            _change(present, "cancel-now", lambda key: parts().stripe.cancel(subscription_id, key))
+        elif not _is_pending(present):
             _change(
                 present,
                 "cancel-later",
-                lambda k: parts().stripe.cancel_at_period_end(subscription_id, k),
+                lambda key: parts().stripe.cancel_at_period_end(subscription_id, key),
             )
-        elif not at_period_end:
-            _change(present, "cancel-now", lambda k: parts().stripe.cancel(subscription_id, k))
         return _after_change(subscription_id)[0]
+
+
+def _is_pending(row: Row) -> bool:
+    """Whether a cancellation is, at the end of this period."""
+    return row["cancel_at_period_end"] or (
+        row["cancel_at"] is not None and row["cancel_at"] == row["current_period_ends_at"]
+    )
 
 
 def _cancel_trial(row: Row) -> dict[str, Any]:
@@ -228,18 +260,21 @@ def _cancel_trial(row: Row) -> dict[str, Any]:
 def resume(subscription_id: str) -> dict[str, Any]:
     """Withdraw a pending cancellation, of ours or of the billing portal's."""
     with parts().stripe.slot():
-        row = _stripe_subscription(subscription_id, "It cannot be resumed. Use checkout.")
-        sync_customer(row["customer_id"])
-        present = _stripe_subscription(subscription_id, "It cannot be resumed. Use checkout.")
-        if not present["cancel_at_period_end"] and present["cancel_at"] is None:
+        before = _stripe_subscription(subscription_id)
+        sync_customer(before["customer_id"])
+        present = _stripe_subscription(subscription_id)
+        if _has_ended(present):
+            raise Conflict("This subscription has ended and cannot be resumed. Use checkout.")
+        if present["cancel_at_period_end"] or present["cancel_at"]:
+            _change(
+                present,
+                "resume",
+                lambda key: parts().stripe.withdraw_cancellation(
+                    subscription_id, has_cancel_at=not present["cancel_at_period_end"], key=key
+                ),
+            )
+        elif not (before["cancel_at_period_end"] or before["cancel_at"]):
             raise Conflict("No cancellation is pending.")
-        _change(
-            present,
-            "resume",
-            lambda key: parts().stripe.withdraw_cancellation(
-                subscription_id, has_cancel_at=not present["cancel_at_period_end"], key=key
-            ),
-        )
         return _after_change(subscription_id)[0]
 
 
@@ -250,21 +285,31 @@ def open_portal(customer_id: str, return_url: str | None) -> str:
         stripe_customer_id = _ensure_stripe_customer(customer)
         back = return_url or parts().settings.base_url
         # A portal address lives for minutes: the same minute may share one, a later one may not.
-        wish = hashlib.sha256(f"{back} {now():%Y%m%d%H%M}".encode()).hexdigest()[:16]
-        return parts().stripe.create_portal(stripe_customer_id, back, f"portal-{customer_id}-{wish}")
+        key = f"portal-{stripe_customer_id}-{_digest(back)}-{_minute()}"
+        return parts().stripe.create_portal(stripe_customer_id, back, key)
 
 
 def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
-    """Cancel what the customer has live, or its running trial: the subscription and its plan before."""
-    get_customer(customer_id)
+    """Cancel all that the customer has live, or its running trial.
+
+    Answers the subscription that counted, and its plan before.
+    """
+    customer = get_customer(customer_id)
+    if customer["stripe_customer_id"] and parts().stripe.configured:
+        sync_customer(customer_id)
     current = _current(customer_id)
-    if current["status"] in ("canceled", "expired", "incomplete_expired"):
+    if current["status"] in ENDED_STATUSES:
         raise Conflict("Nothing is live: the customer is in trial mode already.")
+    with parts().db.statement() as cur:
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
+    for row in filter(is_live, rows):
+        if row["subscription_id"] != current["subscription_id"]:
+            cancel(row["subscription_id"], at_period_end=at_period_end)
     return cancel(current["subscription_id"], at_period_end=at_period_end), current["plan"]
 
 
 def complete_checkout(session_id: str) -> dict[str, Any] | None:
-    """Sync the customer of a finished session of ours; the described subscription, None if not ours."""
+    """Sync the customer of a finished session of ours: its described subscription, None if not ours."""
     session = parts().stripe.retrieve_checkout(session_id)
     customer_id = (session or {}).get("client_reference_id")
     if session is None or not isinstance(customer_id, str) or session["status"] != "complete":
@@ -274,19 +319,25 @@ def complete_checkout(session_id: str) -> dict[str, Any] | None:
     if customer is None or customer["stripe_customer_id"] != session["customer"]:
         return None
     sync_customer(customer_id)
-    return _current(customer_id)
+    return describe(customer, _subscription(session["subscription"]), now())
 
 
-def _stripe_subscription(subscription_id: str, instead: str) -> Row:
-    """A subscription that can be changed at Stripe."""
+def _has_ended(row: Row) -> bool:
+    return row["status"] in ENDED_STATUSES
+
+
+def _subscription(subscription_id: str) -> Row:
     with parts().db.statement() as cur:
         row = subscriptions.select_subscription(cur, subscription_id)
     if row is None:
         raise NotFound(f"There is no subscription {subscription_id}.")
+    return row
+
+
+def _stripe_subscription(subscription_id: str) -> Row:
+    row = _subscription(subscription_id)
     if is_local(row):
         raise Conflict("This is a trial. Use checkout to subscribe.")
-    if row["status"] in ("canceled", "incomplete_expired"):
-        raise Conflict(f"This subscription has ended. {instead}")
     return row
 
 
@@ -296,7 +347,7 @@ def _live_subscription(customer_id: str) -> Row | None:
     return next(filter(is_live, rows), None)
 
 
-def _change(row: Row, what: str, call: Any) -> None:
+def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
     """Ask Stripe for one change under a key that no earlier attempt with an outcome has used.
 
     An attempt without an outcome (no answer, a kill) keeps its key: asked again, Stripe does it once.
@@ -305,8 +356,9 @@ def _change(row: Row, what: str, call: Any) -> None:
     key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
     try:
         call(key)
-    except PaymentRefused:
-        _count_change(row)
+    except (PaymentRefused, StripeFailed) as error:
+        if not isinstance(error, NoAnswer):
+            _count_change(row)
         raise
     _count_change(row)
 
@@ -318,18 +370,14 @@ def _count_change(row: Row) -> None:
 
 def _after_change(subscription_id: str) -> tuple[dict[str, Any], Row | None]:
     """What Stripe has made of it: the described subscription and, unless revoked, the license."""
-    with parts().db.statement() as cur:
-        row = subscriptions.select_subscription(cur, subscription_id)
-    if row is None:
-        raise NotFound(f"There is no subscription {subscription_id}.")
-    sync_customer(row["customer_id"])
+    customer_id = _subscription(subscription_id)["customer_id"]
+    sync_customer(customer_id)
     with parts().db.transaction() as cur:
-        customer = customers.lock_customer(cur, row["customer_id"])
-        after = subscriptions.select_subscription(cur, subscription_id)
-        if customer is None or after is None:
-            raise NotFound(f"There is no subscription {subscription_id}.")
+        customer = customers.lock_customer(cur, customer_id)
+        if customer is None:
+            raise NotFound(f"There is no customer {customer_id}.")
         license_row = None if customer["revoked_at"] else issue_license(cur, customer)
-        return describe(customer, after, now()), license_row
+        return describe(customer, _subscription(subscription_id), now()), license_row
 
 
 def _refuse_if_revoked(customer: Row) -> None:

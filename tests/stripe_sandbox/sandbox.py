@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .params import check, decode_form, params_class
 from .webhooks import Webhooks
 from .world import DAY, HOUR, Dunning, Obj, World, notes
 
+POLL = 0.02  # seconds between looks whether to stop
 TICK = 5.0  # seconds between looks at the clock when nobody asks
 
 
@@ -87,7 +89,7 @@ class Sandbox:
         self.world.base_url = self._public_url or f"http://{self.host}:{self.port}"
         self._stopping.clear()
         self.webhooks.start()
-        for work in (self._server.serve_forever, self._tick):
+        for work in (partial(self._server.serve_forever, POLL), self._tick):
             threading.Thread(target=work, name="stripe-sandbox", daemon=True).start()
         return self
 
