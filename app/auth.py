@@ -164,7 +164,7 @@ def require_own(customer_id: str) -> None:
 def authenticate(*, allow_expired: bool = False) -> Caller:
     """Who calls, by signature and clock alone; `confirm` asks the record. Raises Unauthorized."""
     scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-    credential = credential.strip()
+    credential = credential.strip(" \t")
     if scheme.lower() != "bearer" or not credential:
         raise _failed("An Authorization header with a Bearer credential is needed.")
     name = _admin_name(credential)

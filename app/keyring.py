@@ -2,13 +2,16 @@
 
 import base64
 import binascii
+import logging
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +27,10 @@ from app.licenses import (
 
 COMMAND_SECONDS: Final = 15
 RELOAD_SECONDS: Final = 2
+RETRY_SECONDS: Final = 5
+EXCHANGE_SECONDS: Final = 0.5
 PUBLIC_KEY_SECONDS: Final = 60
+log = logging.getLogger(__name__)
 
 
 class Keyring:
@@ -34,6 +40,7 @@ class Keyring:
         self._settings = settings
         self._lock = threading.Lock()
         self._signing: SigningKey | None = None
+        self._failure: tuple[float, ConfigError] | None = None
         self._file_stamp: tuple[int, int] | None = None
         self._looked_at = 0.0
         self._public: dict[str, tuple[PublicKey, float]] = {}
@@ -45,7 +52,8 @@ class Keyring:
         """
         with self._lock:
             if self._signing is None:
-                self._signing, self._file_stamp = load_signing_key(self._settings), self._stamp()
+                self._file_stamp = self._stamp()
+                self._signing = self._load()
                 self._looked_at = time.monotonic()
             elif time.monotonic() - self._looked_at > RELOAD_SECONDS:
                 self._looked_at = time.monotonic()
@@ -66,6 +74,16 @@ class Keyring:
         self._public[kid] = (kept, time.monotonic())
         return kept
 
+    def _load(self) -> SigningKey:
+        """The first load; after a failed one, whoever asks within seconds is told the same at once."""
+        if self._failure and time.monotonic() - self._failure[0] < RETRY_SECONDS:
+            raise self._failure[1]
+        try:
+            return load_signing_key(self._settings)
+        except ConfigError as error:
+            self._failure = time.monotonic(), error
+            raise
+
     def _stamp(self) -> tuple[int, int] | None:
         if self._settings.license_private_key_command or self._settings.license_private_key:
             return None
@@ -80,32 +98,48 @@ class Keyring:
         if stamp is None or stamp == self._file_stamp:
             return
         try:
-            self._signing, self._file_stamp = (
-                load_signing_key(self._settings, check_public=False),
-                stamp,
-            )
-        except ConfigError:
-            return  # half-way through an exchange: go on with the one we have, look again soon
+            self._signing = load_signing_key(self._settings, check_public=False)
+            self._file_stamp = stamp
+        except ConfigError as error:
+            log.error("the changed key file cannot be used, signing goes on with the old key: %s", error)
 
 
 def load_signing_key(settings: Settings, *, check_public: bool = True) -> SigningKey:
     """Command over environment over file. Raises ConfigError with one line that names the setting."""
+    key = _private_key(settings)
+    if not check_public or key_is_elsewhere(settings) or _public_file_matches(settings, key):
+        return key
+    # A rotation exchanges two files, one after the other: look once more.
+    time.sleep(EXCHANGE_SECONDS)
+    key = _private_key(settings)
+    if not _public_file_matches(settings, key):
+        private, public = settings.license_private_key_path, settings.license_public_key_path
+        raise ConfigError(
+            f"LICENSE_PUBLIC_KEY_PATH: {public} does not belong to the private key {private}; "
+            f"to write it anew: openssl rsa -in {private} -pubout -out {public}"
+        )
+    return key
+
+
+def _private_key(settings: Settings) -> SigningKey:
     source, pem = _read_private_key(settings)
     try:
-        key = parse_private_key(pem)
+        return parse_private_key(pem)
     except InvalidKey as error:
         raise ConfigError(f"{source}: {error}") from None
-    if check_public and source == "LICENSE_PRIVATE_KEY_PATH" and settings.license_public_key_path.exists():
-        try:
-            public = parse_public_key(settings.license_public_key_path.read_bytes())
-        except InvalidKey as error:
-            raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {error}") from None
-        if public.kid != key.public.kid:
-            raise ConfigError(
-                f"LICENSE_PUBLIC_KEY_PATH: {settings.license_public_key_path} does not belong to "
-                f"the private key {settings.license_private_key_path}"
-            )
-    return key
+
+
+def _public_file_matches(settings: Settings, key: SigningKey) -> bool:
+    """Also when there is none: what the private key says is enough."""
+    try:
+        return parse_public_key(settings.license_public_key_path.read_bytes()).kid == key.public.kid
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        path = settings.license_public_key_path
+        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {path}: {error.strerror}") from None
+    except InvalidKey as error:
+        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {error}") from None
 
 
 def write_key_files(settings: Settings, pem: bytes | None = None) -> SigningKey:
@@ -153,25 +187,38 @@ def _decoded(name: str, text: str) -> bytes:
 
 def _run(name: str, command: str) -> str:
     try:
-        done = subprocess.run(
-            shlex.split(command), capture_output=True, text=True, timeout=COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL, check=False,
+        process = subprocess.Popen(
+            shlex.split(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"{name}: no answer within {COMMAND_SECONDS} s") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:
         raise ConfigError(f"{name}: cannot be run: {error}") from None
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise ConfigError(f"{name}: exit code {done.returncode}: {said[-1] if said else 'no message'}")
-    return done.stdout
+    with process:
+        try:
+            out, err = process.communicate(timeout=COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Its own children too: they hold the pipes, and would be waited for.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise ConfigError(f"{name}: no answer within {COMMAND_SECONDS} s") from None
+    if process.returncode != 0:
+        said = err.strip().splitlines()
+        raise ConfigError(f"{name}: exit code {process.returncode}: {said[-1] if said else 'no message'}")
+    return out
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
+    """Put a file in its place at once. It keeps the owner and the group's access of the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file:
+        with suppress(FileNotFoundError):
+            before = path.stat()
+            mode |= before.st_mode & (stat.S_IRGRP | stat.S_IRUSR | stat.S_IWUSR)
+            if os.geteuid() == 0:
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+        os.fchmod(descriptor, mode)
         file.write(content)
         file.flush()
         os.fsync(descriptor)

@@ -27,6 +27,8 @@ ALGORITHM: Final = "RS256"
 MIN_KEY_BITS: Final = 2048
 MAX_TOKEN_LENGTH: Final = 8192
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_KID: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+_CUSTOMER_ID: Final = re.compile(r"cust_[a-z0-9]{12,250}", re.ASCII)
 _SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 if jwk.get_key(ALGORITHM) is not CryptographyRSAKey:
@@ -199,7 +201,7 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
     # No `crit`, no `jku`, `x5u` or `jwk`: a key is only ever found by a `kid` of ours.
     if header.keys() - {"alg", "typ", "kid"} or header.get("alg") != ALGORITHM or not isinstance(kid, str):
         raise InvalidToken("MALFORMED")
-    public_key = find_key(kid)
+    public_key = find_key(kid) if _KID.fullmatch(kid) else None
     if public_key is None:
         raise InvalidToken("UNKNOWN_KEY")
     if not public_key.key.verify(signing_input.encode(), signature):
@@ -210,6 +212,7 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
         not all(isinstance(claims.get(name), str) for name in texts)
         or not all(type(claims.get(name)) is int and 0 <= claims[name] < 2**35 for name in times)
         or claims["iss"] != issuer
+        or not _CUSTOMER_ID.fullmatch(claims["sub"])
         or not _UUID.fullmatch(claims["jti"])
     ):
         raise InvalidToken("MALFORMED")

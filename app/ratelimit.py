@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from enum import Enum
+from typing import Final
 
 from flask import Flask, Response, current_app, g
 from limits import RateLimitItem, parse
@@ -14,6 +15,8 @@ from limits.strategies import FixedWindowRateLimiter
 from app.config import ConfigError, Settings
 from app.errors import TooManyRequests
 
+STORAGE_SECONDS: Final = 0.5
+PAUSE_SECONDS: Final = 5
 log = logging.getLogger(__name__)
 
 
@@ -32,26 +35,39 @@ class Limit(Enum):
             limiter.hit(self, key)
 
 
+_TIMEOUTS: Final = ("socket_timeout", "socket_connect_timeout")
+
+
 class RateLimiter:
     """Fixed windows: at most the given count within each whole period."""
 
     def __init__(self, settings: Settings) -> None:
+        uri = settings.ratelimit_storage_uri
+        # A storage that hangs would take every thread with it.
+        patience = {} if uri.startswith("memory:") else dict.fromkeys(_TIMEOUTS, STORAGE_SECONDS)
         try:
-            storage = storage_from_string(settings.ratelimit_storage_uri, wrap_exceptions=True)
+            storage = storage_from_string(uri, wrap_exceptions=True, **patience)
         except Exception as error:  # noqa: BLE001 - whatever the storage's own library raises
             raise ConfigError(f"RATELIMIT_STORAGE_URI: {error}") from None
         self._strategy = FixedWindowRateLimiter(storage)
         self._items: dict[Limit, RateLimitItem] = {
             limit: parse(getattr(settings, limit.value)) for limit in Limit
         }
+        self._paused_until = 0.0
 
     def hit(self, limit: Limit, key: str) -> None:
+        """Count; while the storage is broken everybody passes, and it is asked again every few seconds."""
+        if time.monotonic() < self._paused_until:
+            return
         item = self._items[limit]
         try:
             allowed = self._strategy.hit(item, limit.name, key)
             window = self._strategy.get_window_stats(item, limit.name, key)
         except StorageError as error:
-            log.error("rate limits are not counted: %s", type(error.storage_error).__name__)
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            log.error(
+                "rate limits are not counted for %d s: %s", PAUSE_SECONDS, type(error.storage_error).__name__
+            )
             return
         reset = max(1, math.ceil(window.reset_time - time.time()))
         g.ratelimit = {

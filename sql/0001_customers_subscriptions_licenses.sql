@@ -105,10 +105,15 @@ COMMENT ON COLUMN licenses.recheck IS 'customer or subscription changed since: c
 -- derived from, this application or an operator's UPDATE, makes it be derived again before it is used.
 CREATE FUNCTION recheck_license() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM 1 FROM customers WHERE customer_id = NEW.customer_id FOR NO KEY UPDATE;
+    -- A row may have left its customer, deleted or given to another one: the one it left is asked too.
+    PERFORM 1
+       FROM customers
+      WHERE customer_id IN (OLD.customer_id, NEW.customer_id)
+      ORDER BY id
+        FOR NO KEY UPDATE;
     UPDATE licenses
        SET recheck = TRUE
-     WHERE customer_id = NEW.customer_id
+     WHERE customer_id IN (OLD.customer_id, NEW.customer_id)
        AND superseded_at IS NULL;
     RETURN NULL;
 END
@@ -116,5 +121,5 @@ $$;
 
 CREATE TRIGGER customers_recheck_license AFTER UPDATE ON customers
    FOR EACH ROW EXECUTE FUNCTION recheck_license();
-CREATE TRIGGER subscriptions_recheck_license AFTER INSERT OR UPDATE ON subscriptions
+CREATE TRIGGER subscriptions_recheck_license AFTER INSERT OR UPDATE OR DELETE ON subscriptions
    FOR EACH ROW EXECUTE FUNCTION recheck_license();

@@ -8,7 +8,6 @@ from app.auth import admin, own_or_expired, public
 from app.db import Row
 from app.http import Blueprint
 from app.licenses import ALGORITHM, rfc3339
-from app.parts import parts
 from app.schemas.licenses import (
     JwksAnswer,
     LicenseAnswer,
@@ -31,7 +30,7 @@ blp = Blueprint("licenses", __name__, description="What they may use, in a signe
 def show(customer_id: str) -> Row:
     """Hand out the current license"""
     current = licenses.current_license(customer_id)
-    key = licenses.find_key(current["kid"]) or parts().keyring.signing_key().public
+    key = licenses.find_key(current["kid"]) or licenses.signing_key().public
     return current | {"license": current["token"], "public_key": key.pem}
 
 
@@ -70,7 +69,7 @@ def verify(body: dict[str, Any]) -> Row:
 @blp.response(200, PublicKeyAnswer)
 def public_key() -> Row:
     """The key that signs now"""
-    key = parts().keyring.signing_key().public
+    key = licenses.signing_key().public
     return {"public_key": key.pem, "kid": key.kid, "algorithm": ALGORITHM}
 
 

@@ -54,7 +54,8 @@ def erase_audit(cur: Cursor, customer_id: str, fields: list[str]) -> None:
     cur.execute(
         """
         UPDATE audit_log
-           SET before = before - %(fields)s::TEXT[], after = after - %(fields)s::TEXT[]
+           SET before = before - %(fields)s::TEXT[], after = after - %(fields)s::TEXT[],
+               subject = CASE WHEN action = 'customer.link' THEN customer_id ELSE subject END
          WHERE customer_id = %(customer_id)s
         """,
         {"customer_id": customer_id, "fields": fields},

@@ -147,7 +147,7 @@ def erase_customer(cur: Cursor, customer_id: str, erased_at: datetime) -> Row:
         f"""
         UPDATE customers
            SET email = NULL, name = NULL, company_name = NULL, stripe_customer_id = NULL,
-               erased_at = %(erased_at)s, updated_at = CURRENT_TIMESTAMP
+               revoke_reason = NULL, erased_at = %(erased_at)s, updated_at = CURRENT_TIMESTAMP
          WHERE customer_id = %(customer_id)s
      RETURNING {COLUMNS}
         """,

@@ -58,3 +58,16 @@ def select_events(
         """,
         {"limit": limit, "failed": failed, "customer_id": customer_id, "since": since},
     )
+
+
+def forget_stripe_customer(cur: Cursor, customer_id: str, stripe_customer_id: str | None) -> None:
+    """Take Stripe's ids out of the events of an erased customer; that they came stays."""
+    cur.execute(
+        """
+        UPDATE stripe_events
+           SET stripe_customer_id = NULL, object_id = NULL
+         WHERE customer_id = %(customer_id)s
+            OR stripe_customer_id = %(stripe_customer_id)s
+        """,
+        {"customer_id": customer_id, "stripe_customer_id": stripe_customer_id},
+    )

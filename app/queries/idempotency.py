@@ -79,9 +79,27 @@ def delete_old_answers(cur: Cursor) -> None:
     )
 
 
+def select_answers_about(cur: Cursor, customer_id: str) -> list[Row]:
+    """The answers that tell of a customer, or were given to it."""
+    return cur.all(
+        """
+        SELECT caller, route, key, status_code, response, created_at
+          FROM idempotency_keys
+         WHERE caller = 'customer:' || %(customer_id)s
+            OR STRPOS(response, %(customer_id)s) > 0
+         ORDER BY created_at
+        """,
+        {"customer_id": customer_id},
+    )
+
+
 def delete_answers_about(cur: Cursor, customer_id: str) -> None:
-    """Forget the answers that tell of an erased customer."""
+    """Forget the answers that tell of an erased customer, or were given to it."""
     cur.execute(
-        "DELETE FROM idempotency_keys WHERE response LIKE '%%' || %(customer_id)s || '%%'",
+        """
+        DELETE FROM idempotency_keys
+         WHERE caller = 'customer:' || %(customer_id)s
+            OR STRPOS(response, %(customer_id)s) > 0
+        """,
         {"customer_id": customer_id},
     )

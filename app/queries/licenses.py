@@ -54,6 +54,14 @@ def supersede_license(cur: Cursor, customer_id: str, at: datetime) -> None:
     )
 
 
+def supersede_licenses_of_key(cur: Cursor, kid: str, at: datetime) -> None:
+    """No license of this key is current any more: another is issued when one is asked for."""
+    cur.execute(
+        "UPDATE licenses SET superseded_at = %(at)s WHERE kid = %(kid)s AND superseded_at IS NULL",
+        {"kid": kid, "at": at},
+    )
+
+
 def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
     """Revoke every license this customer holds that is not revoked yet."""
     return cur.all(
@@ -69,9 +77,13 @@ def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
 
 
 def forget_tokens(cur: Cursor, customer_id: str) -> None:
-    """Drop the token texts of an erased customer, which hold a name; the record of each stays."""
+    """Drop what tells the name of an erased customer, a hash over it too; the record of each stays."""
     cur.execute(
-        "UPDATE licenses SET token = NULL WHERE customer_id = %(customer_id)s",
+        """
+        UPDATE licenses
+           SET token = NULL, fingerprint = REPEAT('0', 64)
+         WHERE customer_id = %(customer_id)s
+        """,
         {"customer_id": customer_id},
     )
 

@@ -210,6 +210,19 @@ def select_usage_days(cur: Cursor, customer_id: str, since: datetime) -> list[Ro
     )
 
 
+def select_instances_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """Every instance of a customer with the newest figures it reported."""
+    return cur.all(
+        """
+        SELECT instance_id, active_devices, total_devices, last_reported_at, created_at
+          FROM instances
+         WHERE customer_id = %(customer_id)s
+         ORDER BY instance_id
+        """,
+        {"customer_id": customer_id},
+    )
+
+
 def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: datetime) -> list[Row]:
     """Instances whose newest report is older, of one customer or (None) of all."""
     return cur.all(

@@ -9,7 +9,7 @@ from app.licenses import rfc3339
 from app.parts import actor
 from app.queries import audit
 
-PERSONAL_FIELDS: Final = ["email", "name", "company_name", "stripe_customer_id"]
+PERSONAL_FIELDS: Final = ["email", "name", "company_name", "stripe_customer_id", "reason", "revoke_reason"]
 _LEFT_OUT: Final = {"id", "token", "fingerprint", "updated_at", "fetched_at", "recheck"}
 
 

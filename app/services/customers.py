@@ -44,10 +44,10 @@ def create_customer(
             cur, "customer.create", customer_id=customer["customer_id"],
             subject=customer["customer_id"], after=customer,
         )  # fmt: skip
-        came_back = customers.select_email_was_erased(cur, email_hash(cur, email))
-        if came_back and plan:
+        returning = came_back(cur, email)
+        if returning and plan:
             raise Conflict("The trial of this email is used up. Create it without a plan, then use checkout.")
-        days = 0 if came_back else parts().settings.trial_days
+        days = 0 if returning else parts().settings.trial_days
         start_trial(cur, customer, plan or "trial", days)
         license_row = issue_license(cur, customer)
         rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
@@ -170,13 +170,16 @@ def export_customer(customer_id: str) -> dict[str, Any]:
     """Everything that is held about a customer, as rows by table."""
     customer = get_customer(customer_id)
     with parts().db.transaction() as cur:
+        audit.record(cur, "customer.export", customer_id=customer_id, subject=customer_id)
         return {
             "customer": customer,
             "subscriptions": subscriptions.select_subscriptions(cur, [customer_id]),
             "licenses": licenses.select_license_history(cur, customer_id, limit=None),
             "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
+            "instances": usage.select_instances_of(cur, customer_id),
             "usageAlerts": usage.select_usage_alerts(cur, customer_id=customer_id, since=None),
             "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
+            "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
             "audit": audit_log.select_audit(cur, customer_id=customer_id),
         }
 
@@ -185,28 +188,44 @@ def erase_customer(customer_id: str) -> None:
     """Delete the customer at Stripe and every personal field here; the figures stay.
 
     Its licenses are revoked, and a keyed hash of the address remembers that the trial is used up.
-    Done again after a failure half-way, it completes.
+    Done again after a failure half-way, it completes. No checkout can begin meanwhile.
     """
-    customer = get_customer(customer_id)
-    if customer["stripe_customer_id"]:
-        parts().stripe.delete_customer(customer["stripe_customer_id"])
-    with parts().db.transaction() as cur:
-        at = now()
-        customers.lock_customer(cur, customer_id)
-        customers.insert_erased_email(cur, email_hash(cur, customer["email"]))
-        subscriptions.end_all(cur, customer_id, at)
-        licenses.revoke_licenses(cur, customer_id, at)
-        licenses.forget_tokens(cur, customer_id)
-        customers.erase_customer(cur, customer_id, at)
-        audit_log.erase_audit(cur, customer_id, audit.PERSONAL_FIELDS)
-        idempotency.delete_answers_about(cur, customer_id)
-        audit.record(
-            cur,
-            "customer.erase",
-            customer_id=customer_id,
-            subject=customer_id,
-            after={"erased_at": at},
-        )
+    with parts().stripe.slot(), parts().db.separate_lock(f"checkout {customer_id}"):
+        customer = get_customer(customer_id)
+        stripe_customer_id = _at_stripe(customer)
+        if stripe_customer_id:
+            parts().stripe.delete_customer(stripe_customer_id)
+        with parts().db.transaction() as cur:
+            _erase(cur, customer, stripe_customer_id)
+
+
+def _at_stripe(customer: Row) -> str | None:
+    """Stripe's id of the customer, also of one that was made there and never linked."""
+    known: str | None = customer["stripe_customer_id"]
+    if known is None and parts().stripe.configured:
+        return parts().stripe.find_customer(customer["customer_id"], customer["email"])
+    return known
+
+
+def _erase(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
+    at, customer_id = now(), customer["customer_id"]
+    present = customers.lock_customer(cur, customer_id) or customer
+    # The address may have been changed since it was read: neither has a trial to come.
+    for email in {customer["email"], present["email"]} - {None}:
+        customers.insert_erased_email(cur, email_hash(cur, email))
+    subscriptions.end_all(cur, customer_id, at)
+    licenses.revoke_licenses(cur, customer_id, at)
+    licenses.forget_tokens(cur, customer_id)
+    customers.erase_customer(cur, customer_id, at)
+    audit_log.erase_audit(cur, customer_id, audit.PERSONAL_FIELDS)
+    events.forget_stripe_customer(cur, customer_id, stripe_customer_id)
+    idempotency.delete_answers_about(cur, customer_id)
+    audit.record(cur, "customer.erase", customer_id=customer_id, subject=customer_id, after={"erased_at": at})
+
+
+def came_back(cur: Cursor, email: str) -> bool:
+    """Whether a customer with this address was erased: its trial is used up."""
+    return customers.select_email_was_erased(cur, email_hash(cur, email))
 
 
 def email_hash(cur: Cursor, email: str) -> str:

@@ -2,7 +2,7 @@
 
 from app.db import Row
 from app.errors import Conflict, NotFound
-from app.keyring import key_is_elsewhere, write_key_files
+from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
 from app.licenses import SigningKey, generate_private_key, parse_private_key
 from app.parts import now, parts
 from app.queries import licenses
@@ -27,10 +27,11 @@ def rotate() -> tuple[SigningKey, SigningKey]:
     elsewhere = key_is_elsewhere(parts().settings)
     if elsewhere:
         raise Conflict(f"The key comes from {elsewhere}. Put a new one there, then send SIGHUP to gunicorn.")
-    old = parts().keyring.signing_key()
     pem = generate_private_key()
     new = parse_private_key(pem)
     with parts().db.transaction() as cur:
+        parts().db.lock(cur, "rotate keys")
+        old = load_signing_key(parts().settings)
         register_key(cur, old.public)
         register_key(cur, new.public)
         audit.record(
@@ -62,7 +63,10 @@ def list_keys() -> list[Row]:
 
 
 def remove(kid: str, *, force: bool) -> None:
-    """Take a key out of service. Raises Conflict for the signing key, or while licenses need it."""
+    """Take a key out of service. Raises Conflict for the signing key, or while licenses need it.
+
+    Running workers follow within a minute. Whoever holds a license of this key must be given another.
+    """
     found = next((row for row in list_keys() if row["kid"] == kid), None)
     if found is None:
         raise NotFound(f"There is no key {kid} on record.")
@@ -72,6 +76,7 @@ def remove(kid: str, *, force: bool) -> None:
         raise Conflict(f"{found['live_tokens']} live license(s) need this key. Use --force to end them.")
     with parts().db.transaction() as cur:
         if licenses.remove_license_key(cur, kid):
+            licenses.supersede_licenses_of_key(cur, kid, now())
             audit.record(
                 cur,
                 "key.remove",

@@ -1,15 +1,20 @@
 """Handing out licenses: the current one, a fresh one when the entitlement changed, none when revoked."""
 
+import logging
 import uuid
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from flask import has_request_context
+
+from app.config import ConfigError
 from app.db import Cursor, Row
 from app.entitlements import Entitlement, entitle, license_expiry
-from app.errors import Forbidden, NotFound
+from app.errors import Forbidden, NotFound, Unavailable
 from app.licenses import (
     InvalidToken,
     PublicKey,
+    SigningKey,
     Token,
     fingerprint,
     license_claims,
@@ -21,6 +26,7 @@ from app.queries import customers, licenses, subscriptions
 from app.services import audit
 
 REVOCATION_LIST_HOURS: Final = 24
+log = logging.getLogger(__name__)
 
 
 def current_license(customer_id: str) -> Row:
@@ -87,7 +93,7 @@ def issue_license(cur: Cursor, customer: Row) -> Row:
 
 
 def _row(cur: Cursor, claims: dict[str, Any], entitlement: Entitlement) -> dict[str, Any]:
-    key = parts().keyring.signing_key()
+    key = signing_key()
     register_key(cur, key.public)
     issued_at = datetime.fromtimestamp(claims["iat"], now().tzinfo)
     expires_at = datetime.fromtimestamp(claims["exp"], now().tzinfo)
@@ -106,10 +112,30 @@ def _row(cur: Cursor, claims: dict[str, Any], entitlement: Entitlement) -> dict[
     }
 
 
+def signing_key() -> SigningKey:
+    """The key that signs now.
+
+    Without one: Unavailable in a request, ConfigError with the line that names the setting elsewhere.
+    """
+    try:
+        return parts().keyring.signing_key()
+    except ConfigError as error:
+        if not has_request_context():
+            raise
+        log.error("licenses cannot be signed: %s", error)
+        raise Unavailable("Licenses cannot be signed at the moment.") from None
+
+
 def register_key(cur: Cursor, key: PublicKey) -> None:
-    """Put a signing key on record before the first license that needs it."""
+    """Put a signing key on record before the first license that needs it.
+
+    Raises Unavailable for one that was removed: what it signs, nobody would believe.
+    """
     if licenses.insert_license_key(cur, key.kid, key.pem):
         audit.record(cur, "key.register", subject=key.kid, after={"kid": key.kid})
+    elif licenses.select_license_key(cur, key.kid) is None:
+        log.error("the signing key was removed; generate another one", extra={"kid": key.kid})
+        raise Unavailable("The signing key was taken out of service. Put another one in its place.")
 
 
 def entitlement_of(cur: Cursor, customer: Row, at: datetime) -> Entitlement:
@@ -208,12 +234,12 @@ def revocation_list() -> tuple[str, list[str], datetime]:
         "exp": int(expires_at.timestamp()),
         "revoked": revoked,
     }
-    return sign(claims, parts().keyring.signing_key()), revoked, expires_at
+    return sign(claims, signing_key()), revoked, expires_at
 
 
 def published_keys() -> list[PublicKey]:
     """The signing key, and the older ones that still have a token that has not expired."""
-    current = parts().keyring.signing_key().public
+    current = signing_key().public
     with parts().db.statement() as cur:
         rows = licenses.select_published_keys(cur, current.kid, now())
     older = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
