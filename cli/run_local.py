@@ -7,6 +7,7 @@ it, and the service, and stops both when it is stopped itself.
 import ctypes
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,54 +16,87 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 from urllib.parse import urlsplit
 
-from app import migrations
+from app import embedded, migrations
 from app.config import ROOT, ConfigError, Settings, load_settings
+from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
 from app.parts import Parts
 
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
 STOP_SECONDS: Final = 40
+LOOK_SECONDS: Final = 2
 PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
-    settings = prepare()
     children: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
     try:
-        sandbox = _sandbox_port(settings)
-        if sandbox:
-            children.append(_start(_sandbox_command(settings, sandbox)))
-            _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children[-1])
-            _flask("stripe", "setup")
-        children.append(_start([sys.executable, "-m", "gunicorn", "wsgi:app"]))
-        _wait(f"http://127.0.0.1:{settings.port}/health", children[-1])
-        print(_welcome(settings, sandbox), flush=True)
-        parent = os.getppid()
-        while all(child.poll() is None for child in children) and os.getppid() == parent:
-            time.sleep(0.3)
+        _run(children)
     except KeyboardInterrupt:
         print("\nStopping …", file=sys.stderr)
+    except DomainError as error:
+        raise SystemExit(error.message) from None
     finally:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
         _stop(children)
 
 
-def prepare() -> Settings:
-    """`.env`, keys and the migrated database; what is there already stays as it is."""
+def _run(children: list["subprocess.Popen[bytes]"]) -> None:
+    """Start all, and return when one of them ends or nobody waits for us any more."""
+    parent = os.getppid()
     _write_env()
     settings = load_settings()
+    sandbox = _sandbox_port(settings)
+    _check_port("PORT", settings.port)
+    if sandbox:
+        _check_port("STRIPE_API_BASE", sandbox)
+    _prepare(settings)
+    if sandbox:
+        children.append(_start(_sandbox_command(settings, sandbox)))
+        _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children[-1])
+        _flask("stripe", "setup")
+    children.append(_start([sys.executable, "-m", "gunicorn", "wsgi:app"]))
+    _wait(f"http://127.0.0.1:{settings.port}/health", children[-1])
+    print(_welcome(settings, sandbox), flush=True)
+    look_at = time.monotonic()
+    while os.getppid() == parent:
+        for child in children:
+            if child.poll() is not None:
+                raise SystemExit(f"{child.args!r} has ended with code {child.returncode}; stopping the rest")
+        if settings.database_url is None and time.monotonic() > look_at:
+            embedded.revive(settings.data_dir)
+            look_at = time.monotonic() + LOOK_SECONDS
+        time.sleep(0.3)
+
+
+def _prepare(settings: Settings) -> None:
+    """Keys and the migrated database; what is there already stays as it is."""
     if not key_is_elsewhere(settings) and not settings.license_private_key_path.exists():
         write_key_files(settings)
     load_signing_key(settings)
     migrations.migrate(Parts(settings).db)
-    return settings
+
+
+def _check_port(setting: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("" if setting == "PORT" else "127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"{setting}: port {port} cannot be used ({error.strerror}). Does this run already? "
+                "Another port: PORT=3101 make run"
+            ) from None
 
 
 def _write_env() -> None:
@@ -72,7 +106,7 @@ def _write_env() -> None:
     lines = []
     if not settings.admin_api_keys:
         lines += ["# The key of the operators.", f"ADMIN_API_KEY={secrets.token_urlsafe(32)}"]
-    if settings.stripe_secret_key is None:
+    if settings.stripe_secret_key is None and settings.stripe_api_base is None:
         lines += [
             "# The local Stripe sandbox. For Stripe itself: your keys here, and no STRIPE_API_BASE.",
             f"STRIPE_SECRET_KEY=sk_test_{secrets.token_hex(12)}",
@@ -86,14 +120,21 @@ def _write_env() -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One below those that the system gives to outgoing connections, so that it is free next time too."""
+    while True:
+        port = 20000 + secrets.randbelow(10000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _sandbox_port(settings: Settings) -> int | None:
     base = urlsplit(settings.stripe_api_base or "")
-    return base.port if base.hostname in ("127.0.0.1", "localhost") else None
+    if base.hostname not in ("127.0.0.1", "localhost"):
+        return None
+    if not settings.stripe_secret_key or not settings.stripe_webhook_secrets:
+        raise ConfigError("STRIPE_API_BASE: needs STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET, any values")
+    return base.port
 
 
 def _sandbox_command(settings: Settings, port: int) -> list[str]:
@@ -108,13 +149,12 @@ def _sandbox_command(settings: Settings, port: int) -> list[str]:
 
 
 def _flask(*args: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "flask", *args],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", *args], cwd=ROOT, check=False, capture_output=True, text=True
     )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise SystemExit(f"flask {' '.join(args)} failed: {said[-1]}")
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -124,7 +164,7 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    env = os.environ | {"LOG_FORMAT": os.environ.get("LOG_FORMAT", "text"), "PYTHONUNBUFFERED": "1"}
+    env = {"LOG_FORMAT": "text", "DRAIN_SECONDS": "0"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=end_with_parent)
 
 
@@ -154,18 +194,20 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _welcome(settings: Settings, sandbox: int | None) -> str:
-    flask = f"{_relative(Path(sys.executable).parent)}/flask"
+    flask = shlex.quote(f"{_relative(Path(sys.executable).parent)}/flask")
+    here = "ADMIN_API_KEY" not in os.environ
+    key = "$(sed -n 's/^ADMIN_API_KEY=\\([^,][^,]*\\).*/\\1/p' .env | tail -1)" if here else "$ADMIN_API_KEY"
     stripe = f"the local sandbox on port {sandbox}" if sandbox else "your account at Stripe"
     return f"""
   Zemfyre billing listens on {settings.base_url}   (API page: {settings.base_url}/docs)
-  Admin key:  ADMIN_API_KEY in {_relative(ENV_FILE)}
+  Admin key:  ADMIN_API_KEY in {_relative(ENV_FILE) if here else "the environment"}
   Stripe:     {stripe}
 
   Try, in another terminal in this folder:
 
     {flask} customer add --email ada@example.com --name "Ada" --company "Engines Ltd"
     {flask} customer list
-    curl -H "Authorization: Bearer $(sed -n 's/^ADMIN_API_KEY=//p' .env)" {settings.base_url}/api/customers
+    curl -H "Authorization: Bearer {key}" {settings.base_url}/api/customers
 
   Ctrl-C stops everything; the data stays in {_relative(settings.data_dir)}/."""
 
