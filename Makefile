@@ -19,6 +19,13 @@ lint: $(VENV)/dev ## Check style, types, secrets and known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook
+	@$(MAKE) --no-print-directory audit
+
+audit: $(VENV)/dev ## Look for known vulnerabilities in what production installs, where the database is in reach
+	@$(BIN)/pip-audit -r requirements.txt --disable-pip --no-deps --progress-spinner off >$(VENV)/audit.log 2>&1 \
+		|| { grep -q 'known vulnerabilit' $(VENV)/audit.log && cat $(VENV)/audit.log && exit 1; } \
+		|| { ! grep -q 'known vulnerabilit' $(VENV)/audit.log && echo 'pip-audit: the advisories are out of reach'; }
 
 format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .

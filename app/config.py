@@ -157,7 +157,7 @@ class _Reader:
     def database_url(self, name: str) -> str | None:
         text = self.text(name)
         if text is not None and not text.startswith(("postgresql://", "postgres://")):
-            raise ConfigError(f"{name}: expected postgresql://user:password@host:port/database")
+            raise ConfigError(f"{name}: expected a URL like postgresql://user@host:5432/database")
         return text
 
     def rate(self, name: str, default: str) -> str:

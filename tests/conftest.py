@@ -27,7 +27,7 @@ from tests.stripe_sandbox import Sandbox
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
-WEBHOOK_SECRET = "whsec_sandbox"
+WEBHOOK_SECRET = "whsec_sandbox"  # pragma: allowlist secret
 QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
