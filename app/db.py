@@ -49,8 +49,9 @@ class Cursor(psycopg2.extensions.cursor):
 class Database:
     """A bounded pool for one process, opened on first use, safe to share between threads.
 
-    Connections are in autocommit, so that a single statement is one round trip. Nothing is set per
-    session and nothing is prepared: behind PgBouncer in transaction pooling this works unchanged.
+    A thread holds one connection at most: what is nested uses the outer one, so that threads never wait
+    for each other's. Connections are in autocommit, so that a single statement is one round trip. Nothing
+    is set per session and nothing is prepared: behind PgBouncer in transaction pooling this works unchanged.
     """
 
     def __init__(self, url: str, size: int) -> None:
@@ -64,15 +65,10 @@ class Database:
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
-        """A cursor for single statements, each its own transaction.
+        """A cursor for single statements, each its own transaction; inside `transaction()` part of that.
 
-        Inside `transaction()` of the same thread it is that transaction's cursor.
         Raises Unavailable (503) when the database is away.
         """
-        outer = getattr(self._local, "cursor", None)
-        if outer is not None:
-            yield outer
-            return
         with self._connection() as connection, connection.cursor(cursor_factory=Cursor) as cur:
             yield cur
 
@@ -82,25 +78,13 @@ class Database:
 
         Raises Unavailable (503) when the database is away, also when it goes during the commit.
         """
-        outer = getattr(self._local, "cursor", None)
-        if outer is not None:
-            yield outer
-            return
         with self._connection() as connection:
-            connection.autocommit = False
-            try:
+            if not connection.autocommit:
                 with connection.cursor(cursor_factory=Cursor) as cur:
-                    self._local.cursor = cur
                     yield cur
-                connection.commit()
-            except BaseException:
-                if not connection.closed:
-                    connection.rollback()
-                raise
-            finally:
-                self._local.cursor = None
-                if not connection.closed:
-                    connection.autocommit = True
+                return
+            with _transaction(connection) as cur:
+                yield cur
 
     def lock(self, cur: Cursor, name: str) -> None:
         """Wait for `name`, and hold it until the transaction of `cur` ends; Unavailable after a while."""
@@ -109,17 +93,18 @@ class Database:
 
     @contextmanager
     def separate_lock(self, name: str) -> Iterator[None]:
-        """Hold `name` on a connection of its own, so that what is stored inside commits by itself."""
-        with self._connection() as connection:
-            connection.autocommit = False
-            try:
-                with connection.cursor(cursor_factory=Cursor) as cur:
-                    self.lock(cur, name)
+        """Hold `name` on a connection of its own, so that what is stored inside commits by itself.
+
+        That connection is beyond the pool's size: holders never starve the work that they wait for.
+        """
+        with self._guarded():
+            connection = self._connect()
+        try:
+            with self._guarded(), _transaction(connection) as cur:
+                self.lock(cur, name)
                 yield
-            finally:
-                if not connection.closed:
-                    connection.rollback()
-                    connection.autocommit = True
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Close what is idle; connections in use close when they come back."""
@@ -130,29 +115,46 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg2.extensions.connection]:
+        """The connection that this thread holds, else one from the pool."""
+        held = getattr(self._local, "connection", None)
+        if held is not None:
+            yield held
+            return
         if not self._free.acquire(timeout=POOL_WAIT_SECONDS):
             raise Unavailable("All database connections are busy. Try again shortly.")
-        connection = None
         with self._lock:
             self.in_use += 1
+        connection = None
         try:
-            connection = self._take()
-            yield connection
-            self._give_back(connection)
-        except _PASSING as error:
-            log.warning("database not available: %s", str(error).partition("\n")[0])
+            with self._guarded():
+                connection = self._local.connection = self._take()
+                yield connection
+        except Unavailable:
             if connection is not None:
-                connection.close()
-            self.close()  # the others are most likely dead as well
-            raise Unavailable("The database is not available. Try again shortly.") from error
-        except BaseException:
-            if connection is not None:
-                self._give_back(connection)
+                connection.close()  # also when it still answers: it may lead to what is a replica now
             raise
         finally:
+            self._local.connection = None
+            if connection is not None:
+                self._give_back(connection)
             with self._lock:
                 self.in_use -= 1
             self._free.release()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn 'the database is away' into Unavailable."""
+        try:
+            yield
+        except pg.UndefinedTable as error:
+            raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
+        except psycopg2.Error as error:
+            # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
+            if not isinstance(error, _PASSING) and type(error) is not psycopg2.DatabaseError:
+                raise
+            log.warning("database not available: %s", str(error).partition("\n")[0])
+            self.close()  # the others are most likely dead as well
+            raise Unavailable("The database is not available. Try again shortly.") from error
 
     def _take(self) -> psycopg2.extensions.connection:
         while True:
@@ -174,12 +176,29 @@ class Database:
         return connection
 
     def _give_back(self, connection: psycopg2.extensions.connection) -> None:
+        """Back into the pool, unless it is broken or something was left open on it."""
         status = psycopg2.extensions.TRANSACTION_STATUS_IDLE
-        if connection.closed or connection.info.transaction_status != status:
+        if connection.closed or not connection.autocommit or connection.info.transaction_status != status:
             connection.close()
             return
         with self._lock:
             self._idle.append(connection)
+
+
+@contextmanager
+def _transaction(connection: psycopg2.extensions.connection) -> Iterator[Cursor]:
+    connection.autocommit = False
+    try:
+        with connection.cursor(cursor_factory=Cursor) as cur:
+            yield cur
+        connection.commit()
+    except BaseException:
+        if not connection.closed:
+            connection.rollback()
+        raise
+    finally:
+        if not connection.closed:
+            connection.autocommit = True
 
 
 def _is_readable(connection: psycopg2.extensions.connection) -> bool:

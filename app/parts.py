@@ -20,6 +20,8 @@ class Parts:
         self.settings = settings
         self.keyring = Keyring(settings)
         self.stripe = StripeGateway(settings)
+        self.usage_months: dict[tuple[int, int], float] = {}
+        """When (monotonic) to look again whether a month's partition is there."""
 
     @cached_property
     def db(self) -> Database:

@@ -19,7 +19,9 @@ CREATE INDEX usage_reports_history_idx ON usage_reports (customer_id, reported_a
 -- Takes what no month's partition takes, so that a missing one never loses a report.
 CREATE TABLE usage_reports_default PARTITION OF usage_reports DEFAULT;
 
-CREATE FUNCTION ensure_usage_partition(moment TIMESTAMPTZ) RETURNS VOID LANGUAGE plpgsql AS $$
+-- Gives up after two seconds of waiting (for a backup, say): until the next try the default takes all.
+CREATE FUNCTION ensure_usage_partition(moment TIMESTAMPTZ) RETURNS VOID LANGUAGE plpgsql
+   SET lock_timeout = '2s' AS $$
 DECLARE
     month_start TIMESTAMP := DATE_TRUNC('month', moment AT TIME ZONE 'UTC');
     lower_bound TEXT := TO_CHAR(month_start, 'YYYY-MM-DD') || ' 00:00:00+00';
@@ -27,6 +29,8 @@ DECLARE
     partition   TEXT := 'usage_reports_' || TO_CHAR(month_start, 'YYYY_MM');
 BEGIN
     IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
+    -- A row on its way into the default partition must not find itself in the wrong one on arrival.
+    LOCK TABLE ONLY usage_reports IN SHARE ROW EXCLUSIVE MODE;
     LOCK TABLE usage_reports_default IN ACCESS EXCLUSIVE MODE;
     IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
     EXECUTE FORMAT('CREATE TABLE %I (LIKE usage_reports INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
@@ -38,25 +42,15 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION drop_usage_partitions(older_than TIMESTAMPTZ) RETURNS BIGINT LANGUAGE plpgsql AS $$
+-- Counts before it drops: the lock that shuts out everybody else is held for a moment only.
+CREATE FUNCTION drop_usage_partition(partition TEXT) RETURNS BIGINT LANGUAGE plpgsql
+   SET lock_timeout = '10s' AS $$
 DECLARE
-    partition TEXT;
-    reports   BIGINT;
-    dropped   BIGINT := 0;
+    reports BIGINT;
 BEGIN
-    FOR partition IN
-        SELECT child.relname
-          FROM pg_inherits
-          JOIN pg_class AS child ON child.oid = inhrelid
-         WHERE inhparent = 'usage_reports'::REGCLASS
-           AND child.relname ~ '^usage_reports_[0-9]{4}_[0-9]{2}$'
-           AND (TO_DATE(RIGHT(child.relname, 7), 'YYYY_MM') + INTERVAL '1 month') AT TIME ZONE 'UTC' <= older_than
-    LOOP
-        EXECUTE FORMAT('SELECT COUNT(*) FROM %I', partition) INTO reports;
-        EXECUTE FORMAT('DROP TABLE %I', partition);
-        dropped := dropped + reports;
-    END LOOP;
-    RETURN dropped;
+    EXECUTE FORMAT('SELECT COUNT(*) FROM %I', partition) INTO reports;
+    EXECUTE FORMAT('DROP TABLE %I', partition);
+    RETURN reports;
 END
 $$;
 
@@ -72,12 +66,14 @@ CREATE TABLE instances (
 ) WITH (fillfactor = 80);
 
 CREATE TABLE usage_levels (
-    customer_id VARCHAR(255) PRIMARY KEY REFERENCES customers (customer_id),
-    level       SMALLINT     NOT NULL CHECK (level IN (0, 80, 100)),
-    changed_at  TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+    customer_id  VARCHAR(255) PRIMARY KEY REFERENCES customers (customer_id),
+    level        SMALLINT     NOT NULL CHECK (level IN (0, 80, 100)),
+    device_limit INTEGER,
+    changed_at   TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 
 COMMENT ON TABLE usage_levels IS 'the threshold a customer is at; a crossing is a change of this row';
+COMMENT ON COLUMN usage_levels.device_limit IS 'what it was judged against; NULL = unlimited';
 
 CREATE TABLE usage_alerts (
     id             BIGSERIAL    PRIMARY KEY,

@@ -11,7 +11,7 @@ from app.errors import DomainError, Invalid
 from app.http import Blueprint
 from app.parts import parts
 from app.queries import customers
-from app.schemas.paging import DaysQuery, ReportsQuery, cursor
+from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
     NewReport,
@@ -64,9 +64,8 @@ def reports(body: dict[str, Any]) -> Row:
 @blp.response(200, UsageAnswer)
 def show(query: dict[str, Any], customer_id: str) -> Response:
     """Reports, newest first, and what they sum up to"""
-    found = usage.usage_of(customer_id, days=query["days"], limit=query["limit"], before=query["cursor"])
-    page = found["reports"]
-    is_full = len(page) == query["limit"]
+    found = usage.usage_of(customer_id, days=query["days"], limit=query["limit"] + 1, before=query["cursor"])
+    page, more = cut(found["reports"], query["limit"])
     entitlement = found["entitlement"]
     answer = UsageAnswer(exclude=["reports"]).dump(
         {
@@ -75,7 +74,7 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
             "device_limit": entitlement.device_limit,
             "summary": found["summary"],
             "silent_instances": found["silent_instances"],
-            "next_cursor": cursor(page[-1]["reported_at"], page[-1]["id"]) if is_full else None,
+            "next_cursor": cursor(page[-1]["reported_at"], page[-1]["id"]) if more else None,
         }
     )
     return jsonify(answer | {"reports": [report_json(row) for row in page]})
@@ -88,11 +87,11 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
 def overview(query: dict[str, Any]) -> Row:
     """The figures of every customer"""
     with parts().db.statement() as cur:
-        page = customers.select_customers(cur, limit=query["limit"], after=query["cursor"])
-    is_full = len(page) == query["limit"]
+        rows = customers.select_customers(cur, limit=query["limit"] + 1, after=query["cursor"])
+    page, more = cut(rows, query["limit"])
     return {
         "customers": usage.overview(page, days=query["days"]),
-        "next_cursor": cursor(page[-1]["id"]) if is_full else None,
+        "next_cursor": cursor(page[-1]["id"]) if more else None,
     }
 
 

@@ -49,7 +49,8 @@ def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
                customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
                current.renews_at, current.recheck, instance.last_reported_at,
                instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
-               others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level
+               others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level,
+               usage_levels.device_limit AS level_limit
           FROM customer
           LEFT JOIN report ON TRUE
           LEFT JOIN licenses AS current
@@ -143,7 +144,8 @@ def select_usage_reports(
          WHERE customer_id = %(customer_id)s
            AND (%(since)s::TIMESTAMPTZ IS NULL OR reported_at >= %(since)s)
            AND (%(before_at)s::TIMESTAMPTZ IS NULL
-                OR (reported_at, id) < (%(before_at)s::TIMESTAMPTZ, %(before_id)s::BIGINT))
+                OR reported_at <= %(before_at)s -- what lets whole months be left out
+               AND (reported_at, id) < (%(before_at)s::TIMESTAMPTZ, %(before_id)s::BIGINT))
          ORDER BY reported_at DESC, id DESC
          LIMIT %(limit)s
         """,
@@ -237,50 +239,69 @@ def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: dat
     )
 
 
-def select_current_active(cur: Cursor, customer_id: str, since: datetime) -> int:
-    """What the instances of a customer use now, by the newest report of each."""
-    return int(
-        cur.the(
-            """
-            SELECT COALESCE(SUM(active_devices), 0) AS active
-              FROM instances
-             WHERE customer_id = %(customer_id)s
-               AND last_reported_at >= %(since)s
-            """,
-            {"customer_id": customer_id, "since": since},
-        )["active"]
+def select_usage_standings(cur: Cursor, customer_ids: Sequence[str], since: datetime) -> list[Row]:
+    """What these customers use (newest report of each instance since then) and may use, and the threshold
+    each is at; erased ones are left out.
+    """
+    return cur.all(
+        """
+        SELECT customer.customer_id, current.jti::TEXT AS current_jti, current.device_limit,
+               current.renews_at, current.recheck, COALESCE(usage_levels.level, 0) AS level,
+               usage_levels.device_limit AS level_limit, COALESCE(used.active, 0) AS active, used.instances
+          FROM customers AS customer
+          LEFT JOIN licenses AS current
+            ON current.customer_id = customer.customer_id
+           AND current.superseded_at IS NULL
+          LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
+         CROSS JOIN LATERAL (
+               SELECT SUM(active_devices)::BIGINT AS active, COUNT(*) AS instances
+                 FROM instances
+                WHERE instances.customer_id = customer.customer_id
+                  AND last_reported_at >= %(since)s) AS used
+         WHERE customer.customer_id = ANY(%(customer_ids)s)
+           AND erased_at IS NULL
+         ORDER BY customer.customer_id
+        """,
+        {"customer_ids": customer_ids, "since": since},
     )
 
 
-def upsert_usage_level(
-    cur: Cursor, customer_id: str, *, level: int, active_devices: int, device_limit: int | None
-) -> None:
-    """Move a customer to this threshold (0, 80, 100); each one newly crossed goes on record once."""
+def select_instances_by_key(cur: Cursor, keys: Sequence[dict[str, Any]]) -> list[Row]:
+    """These instances as they are known."""
+    return cur.all(
+        """
+        SELECT customer_id, instance_id, active_devices, last_reported_at
+          FROM instances
+         WHERE (customer_id, instance_id) IN (
+               SELECT * FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[]))
+        """,
+        _columns(keys),
+    )
+
+
+def lock_usage_level(cur: Cursor, customer_id: str, device_limit: int | None) -> Row:
+    """The threshold a customer is at, held against others until the transaction ends; at first 0."""
+    return cur.the(
+        """
+        INSERT INTO usage_levels AS known (customer_id, level, device_limit)
+        VALUES (%(customer_id)s, 0, %(device_limit)s)
+            ON CONFLICT (customer_id) DO UPDATE
+           SET level = known.level
+     RETURNING level, device_limit, changed_at
+        """,
+        {"customer_id": customer_id, "device_limit": device_limit},
+    )
+
+
+def update_usage_level(cur: Cursor, customer_id: str, *, level: int, device_limit: int | None) -> None:
+    """Move a customer to this threshold (0, 80, 100)."""
     cur.execute(
         """
-        WITH before AS (
-             SELECT level FROM usage_levels WHERE customer_id = %(customer_id)s
-        ), crossing AS (
-             INSERT INTO usage_levels AS known (customer_id, level)
-             VALUES (%(customer_id)s, %(level)s)
-                 ON CONFLICT (customer_id) DO UPDATE
-                SET level = EXCLUDED.level, changed_at = CURRENT_TIMESTAMP
-              WHERE known.level <> EXCLUDED.level
-          RETURNING level
-        )
-        INSERT INTO usage_alerts (customer_id, kind, active_devices, device_limit)
-        SELECT %(customer_id)s, 'threshold_' || threshold, %(active_devices)s, %(device_limit)s
-          FROM crossing
-         CROSS JOIN UNNEST(ARRAY[80, 100]) AS threshold
-         WHERE threshold <= crossing.level
-           AND threshold > COALESCE((SELECT level FROM before), 0)
+        UPDATE usage_levels
+           SET level = %(level)s, device_limit = %(device_limit)s, changed_at = CURRENT_TIMESTAMP
+         WHERE customer_id = %(customer_id)s
         """,
-        {
-            "customer_id": customer_id,
-            "level": level,
-            "active_devices": active_devices,
-            "device_limit": device_limit,
-        },
+        {"customer_id": customer_id, "level": level, "device_limit": device_limit},
     )
 
 
@@ -289,11 +310,11 @@ def insert_usage_alert(
     customer_id: str,
     *,
     kind: str,
-    instance_id: str,
+    instance_id: str | None,
     active_devices: int,
     device_limit: int | None,
 ) -> None:
-    """Put an observation about one instance on record."""
+    """Put an observation on record, of one instance or (None) of all together."""
     cur.execute(
         """
         INSERT INTO usage_alerts (customer_id, instance_id, kind, active_devices, device_limit)
@@ -328,15 +349,38 @@ def ensure_usage_partition(cur: Cursor, moment: datetime) -> None:
     cur.execute("SELECT ensure_usage_partition(%(moment)s)", {"moment": moment})
 
 
-def drop_usage_partitions(cur: Cursor, older_than: datetime) -> int:
-    """Drop the months that lie wholly before; how many reports went with them."""
-    return int(cur.the("SELECT drop_usage_partitions(%(older_than)s) AS n", {"older_than": older_than})["n"])
+def select_usage_partitions(cur: Cursor, older_than: datetime) -> list[str]:
+    """The months' partitions that lie wholly before, oldest first."""
+    rows = cur.all(
+        """
+        SELECT child.relname
+          FROM pg_inherits
+          JOIN pg_class AS child ON child.oid = inhrelid
+         WHERE inhparent = 'usage_reports'::REGCLASS
+           AND child.relname ~ '^usage_reports_[0-9]{4}_[0-9]{2}$'
+           AND (TO_DATE(RIGHT(child.relname, 7), 'YYYY_MM') + INTERVAL '1 month') AT TIME ZONE 'UTC'
+               <= %(older_than)s
+         ORDER BY child.relname
+        """,
+        {"older_than": older_than},
+    )
+    return [row["relname"] for row in rows]
+
+
+def drop_usage_partition(cur: Cursor, partition: str) -> int:
+    """Drop a month; how many reports went with it."""
+    return int(cur.the("SELECT drop_usage_partition(%(partition)s) AS n", {"partition": partition})["n"])
 
 
 def delete_usage_reports(cur: Cursor, older_than: datetime) -> int:
     """Delete the reports before then that stand in a month still needed; how many they were."""
     cur.execute("DELETE FROM usage_reports WHERE reported_at < %(older_than)s", {"older_than": older_than})
     return cur.rowcount
+
+
+def delete_instances(cur: Cursor, older_than: datetime) -> None:
+    """Forget the instances whose newest report is gone."""
+    cur.execute("DELETE FROM instances WHERE last_reported_at < %(older_than)s", {"older_than": older_than})
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

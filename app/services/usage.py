@@ -1,15 +1,20 @@
 """Usage reports: taking them in, and what they sum up to."""
 
+import logging
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+
+import psycopg2
 
 from app.db import Cursor, Row
 from app.entitlements import entitle
 from app.errors import Conflict, DomainError, Forbidden, NotFound, Unauthorized
 from app.observe import REPORTS
 from app.parts import now, parts
-from app.queries import customers, usage
+from app.queries import usage
 from app.services.customers import get_customer, subscriptions_of
 from app.services.licenses import current_license, entitlement_of
 
@@ -18,8 +23,13 @@ IN_USE_WITHIN: Final = timedelta(days=7)
 DROP_FROM: Final = 10
 """Below this many active devices a fall is everyday; at or above it, losing half is worth a look."""
 
+OTHER_FIGURES: Final = (
+    "This instance reported other figures for this time. Send a correction under a new time."
+)
+RETRY_MONTH_SECONDS: Final = 60
 KEY: Final = ("customer_id", "instance_id", "reported_at")
 FIGURES: Final = ("active_devices", "total_devices")
+log = logging.getLogger(__name__)
 
 
 def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, Any], bool]:
@@ -28,25 +38,20 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
     Raises Conflict when the same (customer, instance, time) was reported with other figures,
     Unauthorized or Forbidden when the license is not on record, or revoked.
     """
+    _prepare_month(report["reported_at"])
+    since = now() - IN_USE_WITHIN
     with parts().db.statement() as cur:
-        _prepare_month(cur, report["reported_at"])
-        since = now() - IN_USE_WITHIN
         row = usage.insert_usage_report(cur, report | {"jti": jti, "since": since})
         _refuse(row, report["customer_id"], jti)
         assert row is not None
-        if row["id"] is None:
-            answer = {**report, **_first(cur, report), "last_reported_at": row["last_reported_at"]}
-            return _with_entitlement(cur, answer, row, jti), False
-        answer = {
-            **report,
-            "id": row["id"],
-            "created_at": row["created_at"],
-            "last_reported_at": row["last_reported_at"],
-        }
-        _with_entitlement(cur, answer, row, jti)
-        _watch(cur, answer, row)
-    REPORTS.labels("accepted").inc()
-    return answer, True
+        is_new = row["id"] is not None
+        stored = {"id": row["id"], "created_at": row["created_at"]} if is_new else _first(cur, report)
+        answer = {**report, **stored, "last_reported_at": row["last_reported_at"]}
+        _add_entitlement(answer, row, jti)
+        if is_new:
+            _watch(cur, answer, row, since)
+    REPORTS.labels("accepted" if is_new else "duplicate").inc()
+    return answer, is_new
 
 
 def _refuse(row: Row | None, customer_id: str, jti: str | None) -> None:
@@ -62,25 +67,26 @@ def _refuse(row: Row | None, customer_id: str, jti: str | None) -> None:
 def _first(cur: Cursor, report: dict[str, Any]) -> Row:
     """The stored report with this key, if the figures are the same; else Conflict."""
     stored = usage.select_usage_reports_by_key(cur, [report])[0]
-    if any(stored[name] != report[name] for name in FIGURES):
+    if _differs(report, stored):
         REPORTS.labels("conflict").inc()
-        raise Conflict(
-            "This instance reported other figures for this time. Send a correction under a new time."
-        )
-    REPORTS.labels("duplicate").inc()
+        raise Conflict(OTHER_FIGURES)
     return stored
 
 
-def _with_entitlement(cur: Cursor, answer: dict[str, Any], row: Row, jti: str | None) -> dict[str, Any]:
+def _differs(report: Row, stored: Row) -> bool:
+    return any(stored[name] != report[name] for name in FIGURES)
+
+
+def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
     """Add what the customer may use, and the license that an instance with an old one should take."""
     device_limit = row["device_limit"]
-    current = row["current_jti"]
-    if current is None or row["recheck"] or now() >= row["renews_at"]:
-        device_limit, current, token = _derive(cur, answer["customer_id"], issue=jti is not None)
-        if token and current != jti:
-            answer["license"] = token
-    elif jti is not None and current != jti:
-        answer["license"] = current_license(answer["customer_id"])["token"]
+    if jti is not None and (row["current_jti"] != jti or not _still_says(row)):
+        current = current_license(answer["customer_id"])
+        device_limit = current["device_limit"]
+        if current["jti"] != jti:
+            answer["license"] = current["token"]
+    elif not _still_says(row):
+        device_limit = _derive_limit(answer["customer_id"])
     used = answer["active_devices"]
     answer["device_limit"] = device_limit
     answer["utilization"] = utilization(used, device_limit)
@@ -90,45 +96,85 @@ def _with_entitlement(cur: Cursor, answer: dict[str, Any], row: Row, jti: str | 
     )
     if warning:
         answer["warning"] = warning
-    return answer
 
 
-def _derive(cur: Cursor, customer_id: str, *, issue: bool) -> tuple[int | None, str | None, str | None]:
-    """(device limit, current jti, token) when the current license does not tell them."""
-    if issue:
-        fresh = current_license(customer_id)
-        return fresh["device_limit"], fresh["jti"], fresh["token"]
+def _still_says(row: Row) -> bool:
+    """Whether the current license of this row tells what the customer may use now."""
+    return row["current_jti"] is not None and not row["recheck"] and now() < row["renews_at"]
+
+
+def _derive_limit(customer_id: str) -> int | None:
+    """The device limit when the current license does not tell it."""
     customer = get_customer(customer_id)
-    return entitlement_of(cur, customer, now()).device_limit, None, None
+    with parts().db.statement() as cur:
+        return entitlement_of(cur, customer, now()).device_limit
 
 
-def _watch(cur: Cursor, answer: dict[str, Any], row: Row) -> None:
+def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> None:
     """Put on record what an operator should see: a threshold crossed, a sudden drop, a shared license."""
-    customer_id, used, limit = (
-        answer["customer_id"],
-        answer["active_devices"],
-        answer["device_limit"],
-    )
-    last_at, last_active = row["last_reported_at"], row["last_active"]
-    seen = {"instance_id": answer["instance_id"], "active_devices": used, "device_limit": limit}
+    customer_id, used, limit = answer["customer_id"], answer["active_devices"], answer["device_limit"]
+    last_at, at = row["last_reported_at"], answer["reported_at"]
     if last_at is None and row["other_instances"]:
-        usage.insert_usage_alert(cur, customer_id, kind="shared_license", **seen)
-    if (
-        last_at is not None
-        and answer["reported_at"] > last_at
-        and last_active >= DROP_FROM
-        and used * 2 <= last_active
-    ):
-        usage.insert_usage_alert(cur, customer_id, kind="sudden_drop", **seen)
-    if last_at is not None and answer["reported_at"] < last_at:
+        _record(cur, "shared_license", answer, limit)
+    if last_at is not None and at > last_at and _is_drop(row["last_active"], used):
+        _record(cur, "sudden_drop", answer, limit)
+    if at < since or (last_at is not None and at < last_at):
         return
-    total = used + int(row["others_active"])
+    others = int(row["others_active"])
+    before = others + (row["last_active"] if last_at is not None and last_at >= since else 0)
+    standing = {**row, "customer_id": customer_id, "active": others + used}
     if row["other_instances"]:
         # Another instance may have reported in the same moment, unseen by either: add up once more.
-        total = usage.select_current_active(cur, customer_id, now() - IN_USE_WITHIN)
-    level = usage_level(total, limit)
-    if level != row["level"]:
-        usage.upsert_usage_level(cur, customer_id, level=level, active_devices=total, device_limit=limit)
+        standing = usage.select_usage_standings(cur, [customer_id], since)[0]
+    _judge_level(standing, limit, before)
+
+
+def _record(cur: Cursor, kind: str, report: Mapping[str, Any], device_limit: int | None) -> None:
+    usage.insert_usage_alert(
+        cur,
+        report["customer_id"],
+        kind=kind,
+        instance_id=report["instance_id"],
+        active_devices=report["active_devices"],
+        device_limit=device_limit,
+    )
+
+
+def _is_drop(before: int, active: int) -> bool:
+    return before >= DROP_FROM and active * 2 <= before
+
+
+def _judge_level(standing: Row, limit: int | None, before: int) -> None:
+    """Bring the threshold on record up to date; `before` is what was in use before the report."""
+    level = standing["level"]
+    below_before = usage_level(before, limit) < level
+    if usage_level(standing["active"], limit) == level and (
+        level == 0 or (limit == standing["level_limit"] and not below_before)
+    ):
+        return
+    customer_id = standing["customer_id"]
+    with parts().db.transaction() as cur:
+        held = usage.lock_usage_level(cur, customer_id, limit)
+        since = now() - IN_USE_WITHIN
+        active = usage.select_usage_standings(cur, [customer_id], since)[0]["active"]
+        armed_from = held["level"]
+        if _is_more(limit, held["device_limit"]):
+            armed_from = 0
+        elif held["changed_at"] < since:
+            # An instance that fell silent left the sum without a report that could have told.
+            armed_from = min(armed_from, usage_level(before, limit))
+        reached = usage_level(active, limit)
+        usage.update_usage_level(cur, customer_id, level=reached, device_limit=limit)
+        for threshold in (80, 100):
+            if armed_from < threshold <= reached:
+                usage.insert_usage_alert(
+                    cur, customer_id, kind=f"threshold_{threshold}", instance_id=None,
+                    active_devices=active, device_limit=limit,
+                )  # fmt: skip
+
+
+def _is_more(limit: int | None, than: int | None) -> bool:
+    return than is not None and (limit is None or limit > than)
 
 
 def receive_batch(items: Sequence[dict[str, Any] | DomainError], caller: str | None) -> list[dict[str, Any]]:
@@ -152,56 +198,69 @@ def receive_batch(items: Sequence[dict[str, Any] | DomainError], caller: str | N
 
 
 def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]]) -> None:
-    with parts().db.transaction() as cur:
-        wanted = sorted({report["customer_id"] for report in good.values()})
-        known = {
-            row["customer_id"]
-            for row in customers.select_customers_by_id(cur, wanted)
-            if not row["erased_at"]
-        }
-        for index, report in list(good.items()):
-            if report["customer_id"] not in known:
-                results[index] = _failure(index, NotFound(f"There is no customer {report['customer_id']}."))
-                del good[index]
-        reports = list(good.values())
-        if not reports:
-            return
-        for moment in {
-            report["reported_at"].strftime("%Y%m"): report["reported_at"] for report in reports
-        }.values():
-            _prepare_month(cur, moment)
-        fresh = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
-        usage.upsert_instances(cur, list(fresh.values()) or reports)
-        missing = [report for report in reports if _key(report) not in fresh]
-        stored = (
-            {_key(row): row for row in usage.select_usage_reports_by_key(cur, missing)} if missing else {}
-        )
-        first_use = set(fresh)
-        for index, report in good.items():
-            row = fresh.get(_key(report)) or stored[_key(report)]
-            if any(row[name] != report[name] for name in FIGURES):
-                results[index] = _failure(index, Conflict("Other figures are stored for this time."))
-                continue
-            is_new = _key(report) in first_use
-            first_use.discard(_key(report))
-            results[index] = {
-                "index": index,
-                "status": 201 if is_new else 200,
-                "report_id": row["id"],
-            }
-        for customer_id in sorted(known):
-            _update_level(cur, customer_id)
-    _count_results(results)
-
-
-def _update_level(cur: Cursor, customer_id: str) -> None:
-    customer = customers.select_customer(cur, customer_id)
-    if customer is None:
+    since = now() - IN_USE_WITHIN
+    before = _standings(good.values(), since)
+    for index, report in list(good.items()):
+        if report["customer_id"] not in before:
+            results[index] = _failure(index, NotFound(f"There is no customer {report['customer_id']}."))
+            del good[index]
+    if not good:
         return
-    limit = entitlement_of(cur, customer, now()).device_limit
-    total = usage.select_current_active(cur, customer_id, now() - IN_USE_WITHIN)
-    level = usage_level(total, limit)
-    usage.upsert_usage_level(cur, customer_id, level=level, active_devices=total, device_limit=limit)
+    reports = list(good.values())
+    for moment in {(at.year, at.month): at for at in (report["reported_at"] for report in reports)}.values():
+        _prepare_month(moment)
+    with parts().db.transaction() as cur:
+        new = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
+        stored = _stored(cur, [report for report in reports if _key(report) not in new])
+        known = usage.select_instances_by_key(cur, list(new.values())) if new else []
+        if new:
+            usage.upsert_instances(cur, list(new.values()))
+    unused = set(new)
+    for index, report in good.items():
+        key = _key(report)
+        results[index] = _result(index, report, new.get(key) or stored[key], is_new=key in unused)
+        unused.discard(key)
+    _watch_batch(list(new.values()), known, before, since)
+
+
+def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
+    """What each customer of these reports uses and may use; without those that do not exist."""
+    wanted = sorted({report["customer_id"] for report in reports})
+    with parts().db.statement() as cur:
+        return {row["customer_id"]: row for row in usage.select_usage_standings(cur, wanted, since)}
+
+
+def _stored(cur: Cursor, reports: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    return {_key(row): row for row in usage.select_usage_reports_by_key(cur, reports)} if reports else {}
+
+
+def _result(index: int, report: Row, stored: Row, *, is_new: bool) -> dict[str, Any]:
+    if _differs(report, stored):
+        return _failure(index, Conflict(OTHER_FIGURES))
+    return {"index": index, "status": 201 if is_new else 200, "report_id": stored["id"]}
+
+
+def _watch_batch(new: Sequence[Row], known: Sequence[Row], before: dict[str, Row], since: datetime) -> None:
+    """The same as `_watch`, by the newest of the reports of each instance."""
+    newest: dict[tuple[str, str], Row] = {}
+    for row in sorted(new, key=lambda row: (row["reported_at"], row["id"])):
+        newest[row["customer_id"], row["instance_id"]] = row
+    last = {(row["customer_id"], row["instance_id"]): row for row in known}
+    instances = {customer_id: standing["instances"] for customer_id, standing in before.items()}
+    for customer_id, standing in _standings(new, since).items():
+        limit = standing["device_limit"] if _still_says(standing) else _derive_limit(customer_id)
+        with parts().db.statement() as cur:
+            for key in sorted(key for key in newest if key[0] == customer_id):
+                report, previous = newest[key], last.get(key)
+                if previous is None:
+                    if instances[customer_id]:
+                        _record(cur, "shared_license", report, limit)
+                    instances[customer_id] += 1
+                elif report["reported_at"] > previous["last_reported_at"] and _is_drop(
+                    previous["active_devices"], report["active_devices"]
+                ):
+                    _record(cur, "sudden_drop", report, limit)
+        _judge_level(standing, limit, before[customer_id]["active"])
 
 
 def _count_results(results: Iterable[dict[str, Any]]) -> None:
@@ -242,7 +301,7 @@ def usage_of(
     }
 
 
-def overview(page: list[Row], *, days: int) -> list[dict[str, Any]]:
+def overview(page: Sequence[Row], *, days: int) -> list[dict[str, Any]]:
     """The figures of each customer of a page, over the last `days` × 24 h."""
     since = now() - timedelta(days=days)
     rows = subscriptions_of(page)
@@ -307,20 +366,35 @@ def usage_warning(active: int, device_limit: int | None) -> str | None:
 
 
 def prune(older_than_days: int) -> int:
-    """Delete reports older than that, whole months by dropping their partition: how many."""
+    """Delete reports older than that, whole months by dropping their partition: how many.
+
+    Step by step, each by itself, so that reports keep coming in meanwhile; broken off, it goes on next time.
+    """
     cutoff = now() - timedelta(days=older_than_days)
-    with parts().db.transaction() as cur:
-        return usage.drop_usage_partitions(cur, cutoff) + usage.delete_usage_reports(cur, cutoff)
+    with parts().db.statement() as cur:
+        months = usage.select_usage_partitions(cur, cutoff)
+        deleted = sum(usage.drop_usage_partition(cur, month) for month in months)
+        deleted += usage.delete_usage_reports(cur, cutoff)
+        usage.delete_instances(cur, cutoff)
+    return deleted
 
 
-_months_ready: set[tuple[int, int]] = set()
+def _prepare_month(moment: datetime) -> None:
+    """Make sure, once per process and month, that its partition is there, and the next one ahead of time.
 
-
-def _prepare_month(cur: Cursor, moment: datetime) -> None:
-    """Once per process and month: its partition and the next one. Without them the default one takes all."""
+    Where that fails (a backup holds the table, or the role may not create) the default partition takes
+    the reports, until a later try moves them.
+    """
     at = moment.astimezone(UTC)
-    if (at.year, at.month) in _months_ready:
+    month, tried = (at.year, at.month), parts().usage_months
+    if time.monotonic() < tried.get(month, 0.0):
         return
-    for needed in (at, (at.replace(day=1) + timedelta(days=32)).replace(day=1)):
-        usage.ensure_usage_partition(cur, needed)
-    _months_ready.add((at.year, at.month))
+    tried[month] = time.monotonic() + RETRY_MONTH_SECONDS
+    with parts().db.statement() as cur:
+        try:
+            for needed in (at, (at.replace(day=1) + timedelta(days=32)).replace(day=1)):
+                usage.ensure_usage_partition(cur, needed)
+        except psycopg2.Error as error:
+            log.warning("no partition for %d-%02d yet: %s", *month, str(error).partition("\n")[0])
+            return
+    tried[month] = math.inf
