@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
-    children: list[subprocess.Popen[bytes]] = []
+    children: dict[str, subprocess.Popen[bytes]] = {}
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     try:
@@ -48,10 +48,10 @@ def main() -> None:
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        _stop(children)
+        _stop(reversed(children.values()))
 
 
-def _run(children: list["subprocess.Popen[bytes]"]) -> None:
+def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
     """Start all, and return when one of them ends or nobody waits for us any more."""
     parent = os.getppid()
     _write_env()
@@ -62,17 +62,17 @@ def _run(children: list["subprocess.Popen[bytes]"]) -> None:
         _check_port("STRIPE_API_BASE", sandbox)
     _prepare(settings)
     if sandbox:
-        children.append(_start(_sandbox_command(settings, sandbox)))
-        _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children[-1])
+        children["Stripe sandbox"] = _start(_sandbox_command(settings, sandbox))
+        _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children["Stripe sandbox"])
         _flask("stripe", "setup")
-    children.append(_start([sys.executable, "-m", "gunicorn", "wsgi:app"]))
-    _wait(f"http://127.0.0.1:{settings.port}/health", children[-1])
+    children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
+    _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
     print(_welcome(settings, sandbox), flush=True)
     look_at = time.monotonic()
     while os.getppid() == parent:
-        for child in children:
+        for name, child in children.items():
             if child.poll() is not None:
-                raise SystemExit(f"{child.args!r} has ended with code {child.returncode}; stopping the rest")
+                raise SystemExit(f"The {name} has ended with code {child.returncode}; stopping the rest.")
         if settings.database_url is None and time.monotonic() > look_at:
             embedded.revive(settings.data_dir)
             look_at = time.monotonic() + LOOK_SECONDS
@@ -179,14 +179,22 @@ def _wait(url: str, child: "subprocess.Popen[bytes]") -> None:
     raise ConfigError(f"{url} does not answer; see the lines above (is its port taken?)")
 
 
-def _stop(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    for child in reversed(children):
+def _stop(children: Iterable["subprocess.Popen[bytes]"]) -> None:
+    """End each child and whatever it has left behind in its process group."""
+    for child in children:
         if child.poll() is None:
             child.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        _end_group(child.pid)
+
+
+def _end_group(group: int) -> None:
+    give_up = time.monotonic() + STOP_SECONDS
+    with suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, signal.SIGTERM if time.monotonic() < give_up else signal.SIGKILL)
+            time.sleep(0.1)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
