@@ -1,11 +1,16 @@
 """Domain errors, raised anywhere, and the one handler that turns them into JSON."""
 
+import logging
+import traceback
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from flask import Flask, Response, g, jsonify
-from psycopg2 import Error as DatabaseError
 from werkzeug.exceptions import HTTPException
+
+FRAMES: Final = 8
+log = logging.getLogger(__name__)
 
 
 class DomainError(Exception):
@@ -100,15 +105,19 @@ def register_error_handlers(app: Flask) -> None:
     def domain_error(error: DomainError) -> Response:
         return error_response(error.code, error.message, error.errors, error.headers)
 
-    @app.errorhandler(DatabaseError)
-    def database_error(error: DatabaseError) -> Response:
-        app.logger.error("database error: %s", type(error).__name__, exc_info=error)
-        return error_response(500, "An error on our side; it is logged under this requestId.")
-
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        app.logger.error("unhandled %s", type(error).__name__, exc_info=error)
+        log.error("unhandled error", extra={"error": type(error).__name__, "at": _where(error)})
         return error_response(500, "An error on our side; it is logged under this requestId.")
+
+
+def _where(error: Exception) -> list[str]:
+    """The way to the error as `file:line function`: enough to find it, and no value that was at hand.
+
+    Messages and whole traces stay out of the log; they may carry SQL, tokens or addresses.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-FRAMES:]]
 
 
 def http_error(error: HTTPException) -> Response:
