@@ -31,12 +31,18 @@ format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
+	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/test_fuzz.py $(ARGS)
+
+faults: $(VENV)/dev ## Kill, starve and fill what the service stands on, for some minutes
+	@FAULTS=long $(BIN)/python -m pytest -n 0 --timeout 600 tests/faults $(ARGS)
+
 clean: ## Remove the virtual environment and caches (data, keys and .env stay)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make run PYTHON=python3.12")'
-	@umask 022; test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@umask 022; $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@umask 022; $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
