@@ -261,7 +261,7 @@ def _json_object(segment: str) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        value = json.loads(_unbase64(segment), object_pairs_hook=unique)
+        value = json.loads(_unbase64(segment).decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError):
         raise InvalidToken("MALFORMED") from None
     if not isinstance(value, dict):
