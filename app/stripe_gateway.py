@@ -237,7 +237,7 @@ class StripeGateway:
         """Of several items the one with the best plan."""
         items = subscription["items"]["data"]
         ranks = {name: plan.rank for name, plan in PLANS.items()}
-        return max(items, key=lambda item: ranks.get(self.plan_of(item["price"]), -1))  # type: ignore[no-any-return]
+        return max(items, key=lambda item: ranks.get(self.plan_of(item["price"]), -1))
 
     # Prices and promotion codes
 
@@ -373,7 +373,8 @@ class StripeGateway:
     # Webhooks
 
     def read_event(self, payload: bytes, signature: str) -> dict[str, Any]:
-        """The event, if one of our secrets signed it within the last five minutes.
+        """The event, if one of our secrets signed it within the last five minutes: event_id, type,
+        livemode, created_at, and whose state it tells of (see `_whereabouts`).
 
         Raises BadRequest. https://docs.stripe.com/webhooks/signature
         """
@@ -391,7 +392,7 @@ class StripeGateway:
                 "type": _identifier(event["type"]),
                 "livemode": bool(event["livemode"]),
                 "created_at": datetime.fromtimestamp(int(event["created"]), UTC),
-                "object": event["data"]["object"],
+                **_whereabouts(event["data"]["object"]),
             }
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise BadRequest("The body is not a Stripe event.") from None
@@ -508,6 +509,20 @@ def _identifier(value: Any) -> str:
     if not _IDENTIFIER.fullmatch(value):
         raise ValueError("not an identifier")
     return str(value)
+
+
+def _whereabouts(found: dict[str, Any]) -> dict[str, str | None]:
+    """An event's object reduced to ids: its own, its customer's, and our customer's in its metadata."""
+    customer = found.get("id") if found.get("object") == "customer" else found.get("customer")
+    if isinstance(customer, dict):
+        customer = customer.get("id")
+    metadata = found.get("metadata")
+    ours = metadata.get("customer_id") if isinstance(metadata, dict) else None
+    ids = {"object_id": found.get("id"), "stripe_customer_id": customer, "claimed_customer_id": ours}
+    return {
+        name: value if isinstance(value, str) and _IDENTIFIER.fullmatch(value) else None
+        for name, value in ids.items()
+    }
 
 
 def _time(seconds: int | None) -> datetime | None:

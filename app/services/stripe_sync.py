@@ -201,26 +201,15 @@ def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
 
 def _whose(event: dict[str, Any]) -> str | None:
     """Our customer that an event tells of; one that Stripe knows and we forgot to link is linked."""
-    stripe_id = _stripe_customer_of(event)
+    stripe_id, claimed = event["stripe_customer_id"], event["claimed_customer_id"]
     if stripe_id is None:
         return None
     with parts().db.statement() as cur:
         customer = customers.select_customer_by_stripe_id(cur, stripe_id)
     if customer is not None:
         return str(customer["customer_id"])
-    # Only metadata, which nobody but the account's owner writes: a `client_reference_id` may be the payer's.
-    metadata = event["object"].get("metadata")
-    claimed = metadata.get("customer_id") if isinstance(metadata, dict) else None
-    return link_customer(claimed, stripe_id) if isinstance(claimed, str) else None
-
-
-def _stripe_customer_of(event: dict[str, Any]) -> str | None:
-    """Stripe's id of the customer that an event tells of."""
-    found = event["object"]
-    stripe_id = found.get("id") if found.get("object") == "customer" else found.get("customer")
-    if isinstance(stripe_id, dict):
-        stripe_id = stripe_id.get("id")
-    return stripe_id if isinstance(stripe_id, str) else None
+    # From metadata, which only the account's owner writes: a `client_reference_id` may be the payer's.
+    return link_customer(claimed, stripe_id) if claimed else None
 
 
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
@@ -242,16 +231,11 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 
 def _event_record(event: dict[str, Any]) -> dict[str, Any]:
-    object_id, stripe_customer_id = event["object"].get("id"), _stripe_customer_of(event)
-    return {
-        "event_id": event["event_id"],
-        "type": event["type"],
-        "object_id": object_id[:255] if isinstance(object_id, str) else None,
+    names = ("event_id", "type", "object_id", "stripe_customer_id", "created_at")
+    return {name: event[name] for name in names} | {
         "customer_id": None,
-        "stripe_customer_id": stripe_customer_id and stripe_customer_id[:255],
         "outcome": "ignored",
         "error": None,
-        "created_at": event["created_at"],
     }
 
 
