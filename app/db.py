@@ -12,6 +12,7 @@ import psycopg2.extensions
 from psycopg2 import errors as pg
 
 from app.errors import Unavailable
+from app.observe import CONNECTIONS, POOL_TIMEOUTS
 
 Row = dict[str, Any]
 POOL_WAIT_SECONDS: Final = 5
@@ -61,7 +62,7 @@ class Database:
         self._lock = threading.Lock()
         self._local = threading.local()
         self.size = size
-        self.in_use = 0
+        CONNECTIONS.labels("allowed").inc(size)
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
@@ -121,9 +122,9 @@ class Database:
             yield held
             return
         if not self._free.acquire(timeout=POOL_WAIT_SECONDS):
+            POOL_TIMEOUTS.inc()
             raise Unavailable("All database connections are busy. Try again shortly.")
-        with self._lock:
-            self.in_use += 1
+        CONNECTIONS.labels("in_use").inc()
         connection = None
         try:
             with self._guarded():
@@ -137,8 +138,7 @@ class Database:
             self._local.connection = None
             if connection is not None:
                 self._give_back(connection)
-            with self._lock:
-                self.in_use -= 1
+            CONNECTIONS.labels("in_use").dec()
             self._free.release()
 
     @contextmanager

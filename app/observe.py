@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from flask import Flask, Response, g, request
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS: Final = Counter("billing_http_requests_total", "Requests answered", ["method", "route", "status"])
 SECONDS: Final = Histogram(
@@ -33,8 +33,22 @@ WEBHOOK_LAG: Final = Histogram(
 )
 REPORTS: Final = Counter("billing_usage_reports_total", "Usage reports received", ["outcome"])
 LICENSES: Final = Counter("billing_licenses_issued_total", "Licenses issued", ["plan"])
+CONNECTIONS: Final = Gauge(
+    "billing_db_connections",
+    "Database connections of all workers: in_use, and allowed",
+    ["state"],
+    multiprocess_mode="livesum",
+)
+POOL_TIMEOUTS: Final = Counter("billing_db_pool_timeouts_total", "Requests that got no database connection")
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
+# What must not be in a log whatever happens; a third party's message may quote it.
+_SECRETS: Final = re.compile(
+    r"""(?ix) (?<=bearer\s)[^\s"',]+ | \b(?:sk|rk|whsec|pk)_[\w]+ | \beyJ[\w-]+\.[\w-]+\.[\w-]* | (?<=://)[^\s/@]+(?=@)
+            | [\w.+-]+@[\w-]+\.[\w.-]+ | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY[^"']* """
+)
+_HINTS: Final = ("earer ", "eyJ", "@", "k_", "whsec_", "PRIVATE KEY")
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",
     "asctime",
@@ -56,7 +70,7 @@ class JsonFormatter(logging.Formatter):
         line |= {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return redacted(json.dumps(line, default=str))
 
 
 class TextFormatter(logging.Formatter):
@@ -66,7 +80,13 @@ class TextFormatter(logging.Formatter):
         extra = " ".join(f"{k}={v}" for k, v in record.__dict__.items() if k not in _STANDARD)
         at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{at} {record.levelname.lower():7} {record.getMessage()} {extra}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = line.replace("\r", "\\r").replace("\n", "\\n")
+        return redacted(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)
+
+
+def redacted(line: str) -> str:
+    """Without what looks like a credential, a license, a private key or an email address."""
+    return _SECRETS.sub("[redacted]", line) if any(hint in line for hint in _HINTS) else line
 
 
 def logging_config(level: str, style: str) -> dict[str, Any]:
@@ -101,13 +121,14 @@ def observe(app: Flask) -> None:
         response.headers["X-Request-ID"] = g.request_id
         seconds = time.perf_counter() - g.started
         route = request.url_rule.rule if request.url_rule else "none"
-        REQUESTS.labels(request.method, route, response.status_code).inc()
+        method = request.method if request.method in _METHODS else "other"
+        REQUESTS.labels(method, route, response.status_code).inc()
         SECONDS.labels(route).observe(seconds)
         access_log.info(
             "request",
             extra={
                 "request_id": g.request_id,
-                "method": request.method,
+                "method": method,
                 "route": route,
                 "status": response.status_code,
                 "ms": round(seconds * 1000, 2),

@@ -12,7 +12,7 @@ RECEIVE_SECONDS: Final = 15
 SEND_SECONDS: Final = 30
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc] # gunicorn has no types
+class PatientWorker(ThreadWorker):
     """Gives each request RECEIVE_SECONDS to arrive in, head and body together.
 
     By itself gunicorn waits for them for ever, with a thread: a few dozen connections that dribble

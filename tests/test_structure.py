@@ -22,7 +22,7 @@ FLOORS = [
     ("app.parts",),
     ("app.queries", "app.stripe_gateway", "app.keyring", "app.migrations", "app.embedded", "app.backup"),
     ("app.schemas",),
-    ("app.licenses", "app.db", "app.observe"),
+    ("app.licenses", "app.db", "app.observe", "app.worker"),
     ("app.entitlements", "app.errors", "app.config"),
     ("app.plans",),
 ]

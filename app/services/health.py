@@ -61,10 +61,6 @@ class _Affairs(Collector):
     """Gauges that the database knows; without it only `billing_database_up 0`."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        pool = GaugeMetricFamily("billing_db_connections", "Connections of this process", labels=["state"])
-        pool.add_metric(["in_use"], parts().db.in_use)
-        pool.add_metric(["allowed"], parts().db.size)
-        yield pool
         try:
             with parts().db.statement() as cur:
                 counts = metrics.select_customer_counts(cur, now())

@@ -21,6 +21,7 @@ from app.licenses import (
     read_token,
     sign,
 )
+from app.observe import LICENSES
 from app.parts import now, parts
 from app.queries import customers, licenses, subscriptions
 from app.services import audit
@@ -81,6 +82,7 @@ def issue_license(cur: Cursor, customer: Row) -> Row:
             return current
         licenses.supersede_license(cur, customer_id, at)
     issued = licenses.insert_license(cur, _row(cur, claims, entitlement))
+    LICENSES.labels(issued["plan"]).inc()
     audit.record(
         cur,
         "license.issue",
