@@ -21,11 +21,13 @@ class PatientWorker(ThreadWorker):
     """
 
     def handle(self, conn: TConn) -> Any:
-        if conn.parser is None:
+        parser: Any = conn.parser
+        if parser is None:
             timeval = struct.pack("ll", SEND_SECONDS, 0)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-            conn.parser = get_parser(self.cfg, _Receiver(conn.sock), conn.client)
-        conn.parser.unreader.sock.begin()
+            source: Any = _Receiver(conn.sock)
+            conn.parser = parser = get_parser(self.cfg, source, conn.client)
+        parser.unreader.sock.begin()
         return super().handle(conn)
 
 
