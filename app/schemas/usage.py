@@ -62,7 +62,7 @@ class NewReport(InputSchema):
 class Reports(InputSchema):
     """The items are judged one by one, so that a bad one never spoils the rest."""
 
-    reports = fields.List(fields.Raw(), required=True, validate=validate.Length(1, MAX_BATCH))
+    reports = fields.List(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
 
 
 class ReportSchema(CamelSchema):
