@@ -1,25 +1,36 @@
 """`flask db …`: migrations and backups."""
 
+import time
+
 import click
 
 from app import backup as backups
 from app import migrations
+from app.errors import Unavailable
 from app.parts import parts
-from cli.output import Group, acting, as_json, echo_json, local_time
+from cli.output import Group, acting, as_json, echo_json, hint, local_time
 
 db = Group("db", help="Database: migrate, status, backup, restore.")
 
 
 @db.command("migrate")
+@click.option(
+    "--wait",
+    type=click.IntRange(0, 3600),
+    default=60,
+    show_default=True,
+    help="Seconds to wait for a database that does not answer yet.",
+)
 @as_json
 @acting
-def migrate(to_json: bool) -> None:
+def migrate(wait: int, to_json: bool) -> None:
     """Apply the pending files of sql/; safe when several start at once.
 
     \b
     Example:
       flask db migrate
     """
+    _await_database(wait)
     applied = migrations.migrate(parts().db)
     if to_json:
         echo_json({"applied": applied})
@@ -27,6 +38,22 @@ def migrate(to_json: bool) -> None:
     for name in applied:
         click.echo(f"✅ {name}")
     click.echo(f"{len(applied)} migration(s) applied." if applied else "Nothing to apply.")
+
+
+def _await_database(seconds: int) -> None:
+    give_up = time.monotonic() + seconds
+    told = False
+    while True:
+        try:
+            with parts().db.statement():
+                return
+        except Unavailable:
+            if time.monotonic() >= give_up:
+                raise Unavailable(f"DATABASE_URL: the database did not answer within {seconds} s.") from None
+            if not told:
+                hint(f"Waiting up to {seconds} s for the database …")
+                told = True
+            time.sleep(0.5)
 
 
 @db.command("status")
