@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench fuzz faults audit clean
+.PHONY: help run test lint format bench fuzz faults audit aws clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,8 @@ fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
 faults: $(VENV)/dev ## Kill, starve and fill what the service stands on, for some minutes
 	@FAULTS=long $(BIN)/python -m pytest -n 0 --timeout 600 tests/faults $(ARGS)
 
+aws: $(VENV)/aws/done ## Install the AWS client and a stand-in for AWS: `make test` then fetches a key from there too
+
 clean: ## Remove the virtual environment and caches (data, keys and .env stay)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -48,4 +50,8 @@ $(VENV)/run: requirements.txt
 
 $(VENV)/dev: $(VENV)/run requirements-dev.txt
 	@umask 022; $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/aws/done: $(VENV)/run requirements-aws.txt
+	@umask 022; $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/aws -r requirements-aws.txt
 	@touch $@

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -15,6 +16,14 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn", "wsgi:app"]
 FLASK = [sys.executable, "-m", "flask"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service: its address, and gunicorn's first process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
 
 
 def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -29,15 +38,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[str]:
-    """The address of a running service; it is ended, orderly, on leaving."""
+def serving(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Server]:
+    """A running service; it is ended on leaving."""
     port = free_port()
     own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "WEB_THREADS": "8", **environ}
     process = subprocess.Popen(GUNICORN, cwd=ROOT, env=clean_environ(own))
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url, process)
-        yield url
+        yield Server(url, process)
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait(30)

@@ -4,13 +4,15 @@ import base64
 import json
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,9 @@ from app import keyring
 from app.config import ConfigError, load_settings
 from app.keyring import Keyring, load_signing_key
 from app.licenses import generate_private_key, parse_private_key
-from tests.conftest import ADMIN, ADMIN_KEY
+from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
-from tests.servers import run_flask, run_gunicorn, serving
+from tests.servers import clean_environ, free_port, run_flask, run_gunicorn, serving
 from tests.tokens import claims_of, resign, segment
 
 PEM = generate_private_key()
@@ -390,7 +392,8 @@ class TestRotate:
                     else:
                         tokens.append(made.json()["license"])
 
-        with serving(own_keys | {"ADMIN_API_KEY": ADMIN_KEY}) as url:
+        with serving(own_keys) as server:
+            url = server.url
             with ThreadPoolExecutor(4) as pool:
                 asking = [pool.submit(ask, url, number) for number in range(4)]
                 time.sleep(1)
@@ -512,3 +515,84 @@ class TestListAndRemove:
         assert refused.status_code == 503
         assert len(sql("SELECT 1 FROM licenses")) == 1
         assert claims_of(customer["license"])["sub"] == customer["customerId"]
+
+
+# As README tells operators to write it.
+AWS_COMMAND = "aws secretsmanager get-secret-value --secret-id {id} --query SecretString --output text"
+AWS_TOOLS = Path(sys.prefix) / "aws"
+
+
+@pytest.fixture
+def aws(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment with the real `aws` on its PATH, and a stand-in for AWS that it talks to."""
+    program = tmp_path / "bin" / "aws"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{AWS_TOOLS}" exec "{sys.executable}" -m awscli "$@"\n')
+    program.chmod(0o755)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    stand_in = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        env=clean_environ({"PYTHONPATH": str(AWS_TOOLS)}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with suppress(requests.ConnectionError):
+                requests.get(url, timeout=5)
+                break
+            time.sleep(0.1)
+        yield {
+            "PATH": f"{program.parent}:{os.environ['PATH']}",
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+        }
+    finally:
+        stand_in.terminate()
+        stand_in.wait(30)
+
+
+def _aws(environ: Mapping[str, str], *args: str) -> None:
+    command = ["aws", "secretsmanager", *args]
+    subprocess.run(command, env=clean_environ(environ), check=True, capture_output=True, timeout=60)
+
+
+def _new_kid(url: str, *, email: str) -> str:
+    made = requests.post(f"{url}/api/customers", json={"email": email}, headers=ADMIN, timeout=30)
+    assert made.status_code == 201, made.text
+    return str(segment(made.json()["license"], 0)["kid"])
+
+
+class TestFromAws:
+    """Only where `make aws` has installed the client and the stand-in; CI does."""
+
+    def the_key_of_aws_signs_and_a_new_one_follows_a_sighup(
+        self, environ: dict[str, str], aws: dict[str, str]
+    ) -> None:
+        environ |= aws | {"LICENSE_PRIVATE_KEY_COMMAND": AWS_COMMAND.format(id="billing/license-key")}
+        refused = run_flask("keys", "list", environ=environ)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("Error: LICENSE_PRIVATE_KEY_COMMAND: exit code ")
+        assert "ResourceNotFoundException" in refused.stderr
+        _aws(environ, "create-secret", "--name", "billing/license-key", "--secret-string", PEM.decode())
+        with serving(environ) as server:
+            assert _new_kid(server.url, email="first@example.com") == KID
+            new = generate_private_key()
+            _aws(environ, "put-secret-value", "--secret-id", "billing/license-key",
+                 "--secret-string", base64.b64encode(new).decode())  # fmt: skip
+            server.process.send_signal(signal.SIGHUP)
+            found, wanted = KID, parse_private_key(new).public.kid
+            for number in range(300):
+                found = _new_kid(server.url, email=f"customer{number}@example.com")
+                if found == wanted:
+                    break
+                time.sleep(0.1)
+            assert found == wanted
+            keys = requests.get(f"{server.url}/.well-known/jwks.json", timeout=30).json()["keys"]
+            assert {key["kid"] for key in keys} == {KID, wanted}
+
+    if AWS_TOOLS.is_dir():
+        test_the_key_of_aws = the_key_of_aws_signs_and_a_new_one_follows_a_sighup
