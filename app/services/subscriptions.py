@@ -162,6 +162,8 @@ def _ensure_stripe_customer(customer: Row) -> str:
     )
     if known and not stripe.customer_is_deleted(known):
         return str(known)
+    if known:
+        sync_customer(customer_id)  # what the deleted one had is taken in before it is forgotten
     found = stripe.find_customer(customer_id, customer["email"])
     if found is None:
         name = customer["company_name"] or customer["name"]
