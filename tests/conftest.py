@@ -23,6 +23,7 @@ from app import create_app, embedded, migrations
 from app.config import Settings, load_settings
 from app.db import Database
 from app.keyring import write_key_files
+from tests.server import ROOT, Server
 from tests.stripe_sandbox import Sandbox
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
@@ -175,6 +176,21 @@ def shop(
     monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.001)
     monkeypatch.setattr(stripe.HTTPClient, "MAX_DELAY", 0.001)
     return Shop(app, sandbox)
+
+
+@pytest.fixture
+def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Real servers on the test's database; keywords override settings. They stop with the test."""
+    servers: list[Server] = []
+
+    def start(*, path: str = "/health", cwd: Path = ROOT, **overrides: str) -> Server:
+        settings = {k: v for k, v in environ.items() if k != "LOG_LEVEL"} | overrides
+        servers.append(Server(settings, tmp_path, cwd))
+        return servers[-1].start(path=path)
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 def _key_paths(folder: Path) -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""The service as in production: a gunicorn of its own, for tests of processes, signals and logs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 30
+
+
+class Server:
+    """gunicorn with the given settings; `log` holds all that it writes."""
+
+    def __init__(self, settings: Mapping[str, str], folder: Path, cwd: Path = ROOT) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"gunicorn-{self.port}.log"
+        self._cwd = cwd
+        self._environ = {
+            "PATH": os.environ["PATH"],
+            "LOG_LEVEL": "info",
+            "WEB_CONCURRENCY": "2",
+            "WEB_THREADS": "8",
+            "DRAIN_SECONDS": "0",
+            **settings,
+            "PORT": str(self.port),
+        }
+        self.process = self._spawn()
+
+    def start(self, *, path: str = "/health") -> "Server":
+        """Wait until it answers there with 200."""
+        wait_until(lambda: self.get(path).status_code == 200 or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def restart(self) -> None:
+        self.process = self._spawn()
+        self.start()
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=PATIENCE, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=PATIENCE, **options)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Everything it has logged so far, each line as the JSON object that it must be."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def workers(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """`kill -9` of master and workers at once."""
+        for pid in (self.process.pid, *self.workers()):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(PATIENCE + 15)
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "wsgi:app"],
+                cwd=self._cwd, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """What `condition` answers as soon as that is true; a server that is not there counts as not yet."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            found = condition()
+        except requests.RequestException:
+            found = None
+        if found:
+            return found
+        assert time.monotonic() < give_up, "it never came true"
+        time.sleep(0.05)
