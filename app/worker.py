@@ -1,5 +1,6 @@
 """gunicorn's thread worker, for clients that cannot be trusted to be quick."""
 
+import select
 import socket
 import struct
 import time
@@ -29,6 +30,19 @@ class PatientWorker(ThreadWorker):
             conn.parser = parser = get_parser(self.cfg, source, conn.client)
         parser.unreader.sock.begin()
         return super().handle(conn)
+
+    def set_accept_enabled(self, enabled: bool | None) -> None:
+        """When stopping, take who has connected already and close the door.
+
+        gunicorn would leave it open, and let those who still come wait for nothing.
+        """
+        super().set_accept_enabled(enabled)
+        if enabled or self.alive:
+            return
+        for listener in self.sockets:
+            while select.select([listener], [], [], 0)[0]:
+                self.accept(listener)
+            listener.close()
 
 
 class _Receiver:

@@ -1,0 +1,213 @@
+"""Alive, ready, and what the signals do to a running server."""
+
+import shutil
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg2
+import pytest
+import requests
+
+from app import embedded
+from app.config import load_settings
+from app.keyring import write_key_files
+from tests.conftest import ADMIN, QUICK
+from tests.server import ROOT, Server, wait_until
+
+NOWHERE = "postgresql://billing:hunter2@127.0.0.1:1/billing"  # pragma: allowlist secret
+
+
+def test_alive_without_a_database(make_app):
+    answer = make_app(DATABASE_URL=NOWHERE).test_client().get("/health")
+    assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+
+
+def test_ready(client):
+    answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json) == (200, {"status": "ready", "failing": {}})
+
+
+def failing(make_app, **settings: str) -> dict[str, str]:
+    answer = make_app(**settings).test_client().get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json["status"] == "unavailable"
+    assert "hunter2" not in answer.text
+    return dict(answer.json["failing"])
+
+
+def test_not_ready_names_the_database(make_app):
+    assert set(failing(make_app, DATABASE_URL=NOWHERE)) == {"database"}
+
+
+def test_not_ready_names_pending_migrations(make_app, empty_database_url):
+    found = failing(make_app, DATABASE_URL=empty_database_url)
+    assert set(found) == {"migrations"}
+    assert "0001_customers_subscriptions_licenses" in found["migrations"]
+
+
+def test_not_ready_names_an_edited_migration(make_app, sql):
+    sql("UPDATE schema_migrations SET checksum = REPEAT('0', 64) WHERE name LIKE '0002%%'")
+    found = failing(make_app)
+    assert set(found) == {"migrations"}
+    assert "edited" in found["migrations"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"LICENSE_PRIVATE_KEY_PATH": "/nowhere/private-key.pem"}, "LICENSE_PRIVATE_KEY_PATH"),
+        ({"LICENSE_PRIVATE_KEY": "bm90IGEga2V5"}, "LICENSE_PRIVATE_KEY"),  # pragma: allowlist secret
+        ({"LICENSE_PRIVATE_KEY_COMMAND": "false"}, "LICENSE_PRIVATE_KEY_COMMAND"),  # pragma: allowlist secret
+    ],
+)
+def test_not_ready_names_the_signing_key(make_app, settings, named):
+    assert failing(make_app, **settings) == {"signing_key": named}
+
+
+def test_a_key_that_cannot_be_read_is_503_and_not_the_end_of_the_process(make_app):
+    client = make_app(LICENSE_PRIVATE_KEY="bm90IGEga2V5").test_client()
+    for _ in range(2):
+        answer = client.get("/api/licenses/public-key")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "LICENSE" not in answer.text
+    assert client.get("/health").status_code == 200
+
+
+def test_a_database_that_comes_later_is_taken_without_a_restart(serve, tmp_path):
+    tmp_path.chmod(0o711)
+    url = embedded.start(tmp_path / "late", QUICK)
+    embedded.stop(tmp_path / "late")
+    server = serve(DATABASE_URL=url)
+    assert set(server.get("/health/ready").json()["failing"]) == {"database"}
+    answer = server.get("/api/customers", headers=ADMIN)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+    embedded.start(tmp_path / "late", QUICK)
+    try:
+        wait_until(lambda: set(server.get("/health/ready").json()["failing"]) == {"migrations"})
+        server.stop()
+    finally:
+        embedded.stop(tmp_path / "late")
+    assert any("database not available" in line["message"] for line in server.lines())
+
+
+def test_sigterm_is_told_at_once_and_finishes_what_is_in_flight(serve, database_url):
+    server = serve(DRAIN_SECONDS="3")
+    connection = psycopg2.connect(database_url)
+    connection.cursor().execute("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE")
+    with ThreadPoolExecutor() as pool:
+        body = {"email": "ada@example.com"}
+        slow = pool.submit(server.post, "/api/customers", body, headers=ADMIN)
+        wait_until(lambda: waiting(database_url))
+        server.send(signal.SIGTERM)
+        found = wait_until(lambda: server.get("/health/ready").json()["failing"])
+        assert found == {"process": "shutting down"}
+        assert server.get("/health").status_code == 200
+        wait_until(lambda: is_refused(server))
+        assert not slow.done()
+        connection.rollback()
+        assert slow.result().status_code == 201
+    assert server.process.wait(30) == 0
+    with connection, connection.cursor() as cur:
+        cur.execute("SELECT email FROM customers")
+        assert cur.fetchall() == [("ada@example.com",)]
+    connection.close()
+
+
+def waiting(database_url: str) -> bool:
+    """Whether some statement waits for a lock."""
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cur:
+        cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
+        found = cur.fetchone() is not None
+    connection.close()
+    return found
+
+
+def is_refused(server: Server) -> bool:
+    try:
+        server.get("/health")
+    except requests.ConnectionError:
+        return True
+    return False
+
+
+def test_no_request_is_lost_over_sighup_and_sigterm(serve):
+    """Callers that keep asking see an answer to everything, until the very end."""
+    server = serve()
+    stop = threading.Event()
+    answers: list[int] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(server.get("/api/customers", headers=ADMIN).status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        before = set(server.workers())
+        server.send(signal.SIGHUP)
+        wait_until(lambda: not before & set(server.workers()) and server.workers())
+        enough = len(answers) + 40
+        wait_until(lambda: len(answers) >= enough)
+        stop.set()
+        for future in asking:
+            future.result()
+    assert set(answers) == {200}
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The service's files in a folder of their own, where `.env` may be written."""
+    folder = tmp_path / "service"
+    folder.mkdir()
+    for name in ("app", "cli", "sql"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_sighup_reads_settings_and_keys_anew(environ, copy, tmp_path):
+    settings = {k: v for k, v in environ.items() if k not in ("ADMIN_API_KEY", "LOG_LEVEL")}
+    keys = {name: str(tmp_path / name) for name in ("private.pem", "public.pem")}
+    settings |= {
+        "LICENSE_PRIVATE_KEY_PATH": keys["private.pem"],
+        "LICENSE_PUBLIC_KEY_PATH": keys["public.pem"],
+    }
+    write_key_files(load_settings(settings))
+    (copy / ".env").write_text("ADMIN_API_KEY=first-key\nLICENSE_ISSUER=one\n")  # pragma: allowlist secret
+    server = Server(settings, tmp_path, copy).start()
+    try:
+        kid = server.get("/api/licenses/public-key").json()["kid"]
+        assert asked_with(server, "first-key") == 200
+
+        (copy / ".env").write_text(
+            "ADMIN_API_KEY=second-key\nWEB_CONCURRENCY=1\n"
+        )  # pragma: allowlist secret
+        new_kid = write_key_files(load_settings(settings)).public.kid
+        reload(server)
+        assert asked_with(server, "second-key") == 200
+        assert asked_with(server, "first-key") == 401
+        assert server.get("/api/licenses/public-key").json()["kid"] == new_kid != kid
+
+        (copy / ".env").write_text("ADMIN_API_KEY=third-key\nTRIAL_DAYS=many\n")  # pragma: allowlist secret
+        reload(server)
+        assert asked_with(server, "second-key") == 200
+        assert asked_with(server, "third-key") == 401
+        refused = [line for line in server.lines() if "TRIAL_DAYS" in line["message"]]
+        assert [line["level"] for line in refused] == ["error"]
+    finally:
+        server.stop()
+
+
+def reload(server: Server) -> None:
+    before = set(server.workers())
+    server.send(signal.SIGHUP)
+    wait_until(lambda: not before & set(server.workers()) and server.workers())
+    wait_until(lambda: server.get("/health").status_code == 200)
+
+
+def asked_with(server: Server, key: str) -> int:
+    return server.get("/api/customers", headers={"Authorization": f"Bearer {key}"}).status_code
