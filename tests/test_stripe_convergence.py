@@ -49,6 +49,7 @@ steps = st.one_of(
     st.tuples(st.just("card"), st.sampled_from(["ok", "decline"])),
     st.tuples(st.just("time"), st.sampled_from([1, 32])),
     st.tuples(st.just("lose_answers"), st.tuples(st.integers(1, 3), st.booleans())),
+    st.tuples(st.just("fail"), st.tuples(st.integers(1, 4), st.sampled_from([500, "drop"]))),
     st.tuples(st.just("kill_next"), st.integers(0, 60)),
     st.tuples(st.just("deliver"), st.integers(0, 99)),
     st.tuples(st.just("deliver_twice"), st.integers(0, 99)),
@@ -260,6 +261,11 @@ class Account:
     def lose_answers(self, _: str, how: tuple[int, bool]) -> None:
         times, after = how
         self.sandbox.faults.fail_next(times, "drop", method="POST", after=after)
+
+    def fail(self, _: str, how: tuple[int, Any]) -> None:
+        """Stripe's API is away for the next few calls, with the SDK's retries."""
+        times, status = how
+        self.sandbox.faults.fail_next(3 * times, status)
 
     def kill_next(self, _: str, length: int) -> None:
         self.fuse_length = length
