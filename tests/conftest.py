@@ -5,6 +5,7 @@ in a temporary folder and is gone afterwards.
 """
 
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -191,6 +192,18 @@ def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Ser
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def copy_of_service(tmp_path: Path) -> Path:
+    """The repository's files in a folder of their own, where `.env` and `.data` may be made."""
+    folder = tmp_path / "a copy"
+    ignore = shutil.ignore_patterns("__pycache__", "test_*.py", "*.pem")
+    for name in ("app", "cli", "sql", "keys", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("wsgi.py", "gunicorn.conf.py", "Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 def _key_paths(folder: Path) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """Alive, ready, and what the signals do to a running server."""
 
-import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psycopg2
 import pytest
@@ -14,7 +12,7 @@ from app import embedded
 from app.config import load_settings
 from app.keyring import write_key_files
 from tests.conftest import ADMIN, QUICK
-from tests.server import ROOT, Server, wait_until
+from tests.server import Server, wait_until
 
 NOWHERE = "postgresql://billing:hunter2@127.0.0.1:1/billing"  # pragma: allowlist secret
 
@@ -157,19 +155,8 @@ def test_no_request_is_lost_over_sighup_and_sigterm(serve):
     assert server.stop() == 0
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The service's files in a folder of their own, where `.env` may be written."""
-    folder = tmp_path / "service"
-    folder.mkdir()
-    for name in ("app", "cli", "sql"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("wsgi.py", "gunicorn.conf.py"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def test_sighup_reads_settings_and_keys_anew(environ, copy, tmp_path):
+def test_sighup_reads_settings_and_keys_anew(environ, copy_of_service, tmp_path):
+    copy = copy_of_service
     settings = {k: v for k, v in environ.items() if k not in ("ADMIN_API_KEY", "LOG_LEVEL")}
     keys = {name: str(tmp_path / name) for name in ("private.pem", "public.pem")}
     settings |= {
@@ -183,9 +170,7 @@ def test_sighup_reads_settings_and_keys_anew(environ, copy, tmp_path):
         kid = server.get("/api/licenses/public-key").json()["kid"]
         assert asked_with(server, "first-key") == 200
 
-        (copy / ".env").write_text(
-            "ADMIN_API_KEY=second-key\nWEB_CONCURRENCY=1\n"
-        )  # pragma: allowlist secret
+        (copy / ".env").write_text("ADMIN_API_KEY=second-key\n")  # pragma: allowlist secret
         new_kid = write_key_files(load_settings(settings)).public.kid
         reload(server)
         assert asked_with(server, "second-key") == 200
