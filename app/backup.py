@@ -5,11 +5,22 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from app import embedded
 from app.config import ConfigError
 from app.db import Database
 from app.errors import Conflict, DomainError
+
+_OURS: Final = """
+    SELECT FORMAT('DROP TABLE IF EXISTS %I CASCADE', tablename) AS statement
+      FROM pg_tables
+     WHERE schemaname = CURRENT_SCHEMA AND tableowner = CURRENT_USER
+    UNION ALL
+    SELECT FORMAT('DROP FUNCTION IF EXISTS %s CASCADE', oid::REGPROCEDURE)
+      FROM pg_proc
+     WHERE pronamespace = CURRENT_SCHEMA::REGNAMESPACE AND proowner = CURRENT_USER::REGROLE
+"""
 
 
 def backup(url: str, file: str) -> None:
@@ -32,13 +43,19 @@ def backup(url: str, file: str) -> None:
 
 
 def restore(db: Database, file: str) -> None:
-    """Load a dump in one transaction. Raises Conflict when the database holds customers already."""
-    with db.statement() as cur:
+    """Load a dump, whole or not at all. Raises Conflict when the database holds customers already.
+
+    Tables that a migration made and nobody has filled give way to those of the dump.
+    """
+    _run("pg_restore", "--list", str(Path(file).absolute()))  # a file that is none changes nothing
+    with db.transaction() as cur:
         migrated = cur.the("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
         if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
             raise Conflict("This database holds customers. Restore into an empty one.")
+        for row in cur.all(_OURS):
+            cur.execute(row["statement"])
     _run(
-        "pg_restore", "--single-transaction", "--clean", "--if-exists", "--no-owner", "--no-privileges",
+        "pg_restore", "--single-transaction", "--no-owner", "--no-privileges",
         f"--dbname={db.url}", str(Path(file).absolute()),
     )  # fmt: skip
 

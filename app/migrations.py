@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import psycopg2
+
 from app.config import ROOT
 from app.db import Cursor, Database
 from app.errors import Conflict
@@ -39,7 +41,10 @@ def status(db: Database, sql_dir: Path = SQL_DIR) -> list[Migration]:
 
 
 def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
-    """Apply what is pending; the names applied. Several may start at once: the others wait."""
+    """Apply what is pending; the names applied. Several may start at once: the others wait.
+
+    Raises Conflict when a file fails or the applied ones are not those of sql/.
+    """
     applied: list[str] = []
     while True:
         with db.transaction() as cur:
@@ -48,12 +53,22 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
             pending = [m for m in _status(cur, sql_dir) if m.applied_at is None]
             if not pending:
                 return applied
-            cur.execute(pending[0].script)
+            _apply(cur, pending[0])
             cur.execute(
                 "INSERT INTO schema_migrations (name, checksum) VALUES (%(name)s, %(checksum)s)",
                 {"name": pending[0].name, "checksum": pending[0].checksum},
             )
         applied.append(pending[0].name)
+
+
+def _apply(cur: Cursor, migration: Migration) -> None:
+    try:
+        cur.execute(migration.script)
+    except psycopg2.OperationalError:
+        raise
+    except psycopg2.Error as error:
+        said = str(error).partition("\n")[0]
+        raise Conflict(f"sql/{migration.name}.sql failed, nothing of it was kept: {said}") from error
 
 
 def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
