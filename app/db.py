@@ -63,6 +63,7 @@ class Database:
         self._local = threading.local()
         self.size = size
         CONNECTIONS.labels("allowed").inc(size)
+        self._in_use = CONNECTIONS.labels("in_use")
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
@@ -124,7 +125,7 @@ class Database:
         if not self._free.acquire(timeout=POOL_WAIT_SECONDS):
             POOL_TIMEOUTS.inc()
             raise Unavailable("All database connections are busy. Try again shortly.")
-        CONNECTIONS.labels("in_use").inc()
+        self._in_use.inc()
         connection = None
         try:
             with self._guarded():
@@ -138,7 +139,7 @@ class Database:
             self._local.connection = None
             if connection is not None:
                 self._give_back(connection)
-            CONNECTIONS.labels("in_use").dec()
+            self._in_use.dec()
             self._free.release()
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from http import HTTPStatus
 from typing import Any, Final
 
 import flask_smorest
@@ -9,7 +11,7 @@ from flask import Request, request
 from marshmallow import Schema
 from webargs.flaskparser import FlaskParser
 
-from app.errors import BadRequest, Invalid, UnsupportedMediaType
+from app.errors import BadRequest, Invalid, TooLarge, UnsupportedMediaType
 from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
@@ -34,9 +36,22 @@ def parse_json(body: bytes) -> Any:
         raise BadRequest("The body is not valid JSON.") from None
 
 
+def read_body() -> bytes:
+    """The whole body of this request. Raises TooLarge.
+
+    One whose length is told beforehand Werkzeug refuses unread; one in chunks it cuts at the limit.
+    """
+    body = request.get_data(cache=True)
+    limit = request.max_content_length
+    if request.content_length is None and limit is not None and len(body) >= limit:
+        if request.environ["wsgi.input"].read(1):
+            raise TooLarge("The body is too large.")
+    return body
+
+
 def json_body() -> Any:
     """The JSON body of this request, None when there is none. Raises BadRequest, UnsupportedMediaType."""
-    body = request.get_data(cache=True)
+    body = read_body()
     if not body:
         return None
     if not request.is_json:
@@ -72,6 +87,11 @@ class Blueprint(flask_smorest.Blueprint):
 
     ARGUMENTS_PARSER = JsonParser()
 
+    def arguments(self, schema: Any, **options: Any) -> Callable[[Any], Any]:
+        """Made once, here: of a class webargs would make a new schema for every request."""
+        made = schema() if isinstance(schema, type) else schema
+        return super().arguments(made, **options)  # type: ignore[no-any-return]
+
     def route(self, rule: str, *, errors: tuple[int, ...] = (), **options: Any) -> Callable[[Any], Any]:
         """`errors`: the statuses a view may answer besides the usual ones."""
         register = super().route(rule, **options)
@@ -85,8 +105,16 @@ class Blueprint(flask_smorest.Blueprint):
                 codes.add(404)
             if getattr(view, "_apidoc", {}).get("arguments"):
                 codes |= {400, 413, 415, 422}
-            for code in sorted(codes):
-                view = self.alt_response(code, schema=ErrorSchema)(view)
-            return register(view)
+            return register(_with_refusals(view, sorted(codes)))
 
         return decorator
+
+
+def _with_refusals(view: Any, codes: list[int]) -> Any:
+    """Document these statuses as `alt_response` does, which would wrap the view once for each of them."""
+    view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
+    responses = view._apidoc.setdefault("response", {}).setdefault("responses", {})
+    for code in codes:
+        refusal = {"schema": ErrorSchema(), "description": HTTPStatus(code).phrase, "content_type": None}
+        responses.setdefault(code, []).append(refusal)
+    return view

@@ -86,3 +86,68 @@ CREATE TABLE usage_alerts (
 );
 
 CREATE INDEX usage_alerts_customer_id_idx ON usage_alerts (customer_id, id);
+
+-- Takes in one report. A function, because its statement does in one round trip all that a report needs,
+-- and planning it each time would cost more than running it; here a connection plans it once.
+CREATE FUNCTION report_usage(
+    the_customer TEXT, the_instance TEXT, active INTEGER, total INTEGER, moment TIMESTAMPTZ, the_license UUID,
+    since TIMESTAMPTZ
+) RETURNS TABLE (
+    id BIGINT, created_at TIMESTAMPTZ, erased_at TIMESTAMPTZ, license_known BOOLEAN,
+    license_revoked_at TIMESTAMPTZ, current_jti TEXT, device_limit INTEGER, renews_at TIMESTAMPTZ,
+    recheck BOOLEAN, last_reported_at TIMESTAMPTZ, last_active INTEGER, others_active BIGINT,
+    other_instances BIGINT, level INTEGER, level_limit INTEGER
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH customer AS MATERIALIZED (
+         SELECT customers.customer_id, erased_at, presented.jti IS NOT NULL AS license_known,
+                presented.revoked_at AS license_revoked_at
+           FROM customers
+           LEFT JOIN licenses AS presented
+             ON presented.jti = the_license
+            AND presented.customer_id = customers.customer_id
+          WHERE customers.customer_id = the_customer
+    ), report AS (
+         INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
+         SELECT customer_id, the_instance, active, total, moment
+           FROM customer
+          WHERE erased_at IS NULL
+            AND (the_license IS NULL OR license_known AND license_revoked_at IS NULL)
+             ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
+      RETURNING id, created_at
+    ), newest AS (
+         INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
+                                         last_reported_at)
+         SELECT the_customer, the_instance, active, total, moment
+           FROM report
+             ON CONFLICT (customer_id, instance_id) DO UPDATE
+            SET active_devices = EXCLUDED.active_devices,
+                total_devices = EXCLUDED.total_devices,
+                last_reported_at = EXCLUDED.last_reported_at
+          WHERE EXCLUDED.last_reported_at > known.last_reported_at
+    )
+    SELECT report.id, report.created_at, customer.erased_at, customer.license_known,
+           customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
+           current.renews_at, current.recheck, instance.last_reported_at,
+           instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
+           others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level,
+           usage_levels.device_limit AS level_limit
+      FROM customer
+      LEFT JOIN report ON TRUE
+      LEFT JOIN licenses AS current
+        ON current.customer_id = customer.customer_id
+       AND current.superseded_at IS NULL
+      LEFT JOIN instances AS instance
+        ON instance.customer_id = customer.customer_id
+       AND instance.instance_id = the_instance
+      LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
+     CROSS JOIN LATERAL (
+           SELECT SUM(active_devices) AS active, COUNT(*) AS instances
+             FROM instances AS other
+            WHERE other.customer_id = customer.customer_id
+              AND other.instance_id <> the_instance
+              AND other.last_reported_at >= since) AS others;
+END
+$$;

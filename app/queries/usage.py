@@ -12,60 +12,14 @@ COLUMNS = "id, customer_id, instance_id, active_devices, total_devices, reported
 def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
     """Store a report unless its key is taken, or the license presented for it (`jti`) does not count.
 
-    One statement does what a report needs, because it is the busiest of all: the row tells also what
-    was known before (license, previous report, threshold) and what the other instances use. `id` is
-    None when nothing was stored; no row at all when there is no such customer.
+    The row tells also what was known before (license, previous report, threshold) and what the other
+    instances use. `id` is None when nothing was stored; no row at all when there is no such customer.
     """
     return cur.one(
         """
-        WITH customer AS MATERIALIZED (
-             SELECT customers.customer_id, erased_at, presented.jti IS NOT NULL AS license_known,
-                    presented.revoked_at AS license_revoked_at
-               FROM customers
-               LEFT JOIN licenses AS presented
-                 ON presented.jti = %(jti)s::UUID
-                AND presented.customer_id = customers.customer_id
-              WHERE customers.customer_id = %(customer_id)s
-        ), report AS (
-             INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
-             SELECT customer_id, %(instance_id)s, %(active_devices)s, %(total_devices)s, %(reported_at)s
-               FROM customer
-              WHERE erased_at IS NULL
-                AND (%(jti)s::UUID IS NULL OR license_known AND license_revoked_at IS NULL)
-                 ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
-          RETURNING id, created_at
-        ), newest AS (
-             INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
-                                             last_reported_at)
-             SELECT %(customer_id)s, %(instance_id)s, %(active_devices)s, %(total_devices)s, %(reported_at)s
-               FROM report
-                 ON CONFLICT (customer_id, instance_id) DO UPDATE
-                SET active_devices = EXCLUDED.active_devices,
-                    total_devices = EXCLUDED.total_devices,
-                    last_reported_at = EXCLUDED.last_reported_at
-              WHERE EXCLUDED.last_reported_at > known.last_reported_at
-        )
-        SELECT report.id, report.created_at, customer.erased_at, customer.license_known,
-               customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
-               current.renews_at, current.recheck, instance.last_reported_at,
-               instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
-               others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level,
-               usage_levels.device_limit AS level_limit
-          FROM customer
-          LEFT JOIN report ON TRUE
-          LEFT JOIN licenses AS current
-            ON current.customer_id = customer.customer_id
-           AND current.superseded_at IS NULL
-          LEFT JOIN instances AS instance
-            ON instance.customer_id = customer.customer_id
-           AND instance.instance_id = %(instance_id)s
-          LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
-         CROSS JOIN LATERAL (
-               SELECT SUM(active_devices) AS active, COUNT(*) AS instances
-                 FROM instances AS other
-                WHERE other.customer_id = customer.customer_id
-                  AND other.instance_id <> %(instance_id)s
-                  AND other.last_reported_at >= %(since)s) AS others
+        SELECT *
+          FROM report_usage(%(customer_id)s, %(instance_id)s, %(active_devices)s, %(total_devices)s,
+                            %(reported_at)s, %(jti)s, %(since)s)
         """,
         report,
     )

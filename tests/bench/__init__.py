@@ -1,0 +1,1 @@
+"""Measures the service against what the machine could do at best: `make bench`."""
