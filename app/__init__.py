@@ -116,10 +116,14 @@ def _protect(app: Flask, settings: Settings) -> None:
             )
         origin = request.headers.get("Origin")
         if origin and origin in settings.cors_origins:
+        if settings.cors_origins:
+            headers.add("Vary", "Origin")  # also without one: a shared cache keeps the answers apart
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Headers"] = (
                 "Authorization, Content-Type, Idempotency-Key, X-Request-ID"
             )
             headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH"
-            headers.add("Vary", "Origin")
+            headers["Access-Control-Expose-Headers"] = (
+                "X-Request-ID, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"
+            )
         return response

@@ -73,7 +73,7 @@ def public(view: View) -> View:
 
     @wraps(view)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        Limit.ADDRESS.hit(address())
+        Limit.ADDRESS.hit(_network())
         return view(*args, **kwargs)
 
     return _declare(guarded, "public")
@@ -167,7 +167,7 @@ def authenticate(*, allow_expired: bool = False) -> Caller:
     scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
     credential = credential.strip(" \t")
     if scheme.lower() != "bearer" or not credential:
-        Limit.ADDRESS.hit(address())  # who brings no credential has not failed with one
+        Limit.ADDRESS.hit(_network())  # who brings no credential has not failed with one
         raise Unauthorized("An Authorization header with a Bearer credential is needed.")
     name = _admin_name(credential)
     if name is not None:
@@ -215,12 +215,26 @@ def address() -> str:
     return current
 
 
+def _network() -> str:
+    """Where failures and public calls are counted: one IPv6 host has a whole /64 of addresses."""
+    found = _parsed(address())
+    if found is None:
+        return "unknown"
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else str(found)
+
+
 def _is_within(text: str, networks: Any) -> bool:
+    found = _parsed(text)
+    return found is not None and any(found in network for network in networks)
+
+
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address, IPv4 in IPv6's clothes as IPv4."""
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    return any(found in network for network in networks)
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
 
 
 def _admin_name(credential: str) -> str | None:
@@ -235,7 +249,7 @@ def _admin_name(credential: str) -> str | None:
 
 def _failed(message: str) -> Unauthorized:
     """Count a forged credential against the address (429 when there were too many)."""
-    Limit.FAILED_LOGIN.hit(address())
+    Limit.FAILED_LOGIN.hit(_network())
     return Unauthorized(message)
 
 

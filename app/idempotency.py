@@ -13,7 +13,7 @@ from flask import Response, g, make_response, request
 
 from app.db import Row
 from app.errors import BadRequest, Conflict, DomainError, Invalid, error_response
-from app.http import parse_json
+from app.http import parse_json, read_body
 from app.parts import now, parts
 from app.queries import idempotency
 
@@ -100,7 +100,7 @@ def _slot() -> dict[str, str] | None:
 
 def _body_hash() -> str:
     """Of what the body means, so that spacing and order do not matter."""
-    text = request.get_data()
+    text = read_body()
     with suppress(BadRequest):
         text = json.dumps(parse_json(text), sort_keys=True).encode()
     return hashlib.sha256(text).hexdigest()

@@ -9,7 +9,7 @@ from typing import Final
 from flask import Flask, Response, current_app, g
 from limits import RateLimitItem, parse
 from limits.errors import StorageError
-from limits.storage import storage_from_string
+from limits.storage import Storage, storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
 from app.config import ConfigError, Settings
@@ -17,6 +17,7 @@ from app.errors import TooManyRequests
 
 STORAGE_SECONDS: Final = 0.5
 PAUSE_SECONDS: Final = 5
+_REDIS: Final = ("redis://", "rediss://", "redis+unix://", "redis+sentinel://", "redis+cluster://")
 log = logging.getLogger(__name__)
 
 
@@ -35,20 +36,11 @@ class Limit(Enum):
             limiter.hit(self, key)
 
 
-_TIMEOUTS: Final = ("socket_timeout", "socket_connect_timeout")
-
-
 class RateLimiter:
     """Fixed windows: at most the given count within each whole period."""
 
     def __init__(self, settings: Settings) -> None:
-        uri = settings.ratelimit_storage_uri
-        # A storage that hangs would take every thread with it.
-        patience = {} if uri.startswith("memory:") else dict.fromkeys(_TIMEOUTS, STORAGE_SECONDS)
-        try:
-            storage = storage_from_string(uri, wrap_exceptions=True, **patience)
-        except Exception as error:  # noqa: BLE001 - whatever the storage's own library raises
-            raise ConfigError(f"RATELIMIT_STORAGE_URI: {error}") from None
+        storage = _storage(settings.ratelimit_storage_uri)
         self._strategy = FixedWindowRateLimiter(storage)
         self._items: dict[Limit, RateLimitItem] = {
             limit: parse(getattr(settings, limit.value)) for limit in Limit
@@ -77,6 +69,20 @@ class RateLimiter:
         }
         if not allowed:
             raise TooManyRequests("Too many requests. Try again later.", retry_after=reset)
+
+
+def _storage(uri: str) -> Storage:
+    """In memory, or Redis. One that hangs must not take every thread with it, hence the timeouts."""
+    if uri == "memory://":
+        return storage_from_string(uri)  # type: ignore[return-value]
+    try:
+        if not uri.startswith(_REDIS):
+            raise ValueError("unknown scheme")
+        return storage_from_string(  # type: ignore[return-value]
+            uri, wrap_exceptions=True, socket_timeout=STORAGE_SECONDS, socket_connect_timeout=STORAGE_SECONDS
+        )
+    except Exception:  # noqa: BLE001 - whatever the library raises; its text may show a part of the password
+        raise ConfigError("RATELIMIT_STORAGE_URI: expected memory:// or redis://host:6379/0") from None
 
 
 def limit_rates(app: Flask, settings: Settings) -> None:

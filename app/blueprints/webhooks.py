@@ -3,7 +3,7 @@
 from flask import Response, jsonify, request
 
 from app.auth import stripe_signed
-from app.http import Blueprint
+from app.http import Blueprint, read_body
 from app.parts import parts
 from app.schemas.webhooks import WebhookAnswer
 from app.services.stripe_sync import handle_event
@@ -16,5 +16,5 @@ blp = Blueprint("webhooks", __name__, url_prefix="/webhooks", description="What 
 @blp.response(200, WebhookAnswer)
 def stripe() -> Response:
     """Follow an event of Stripe"""
-    event = parts().stripe.read_event(request.get_data(), request.headers.get("Stripe-Signature", ""))
+    event = parts().stripe.read_event(read_body(), request.headers.get("Stripe-Signature", ""))
     return jsonify(received=True, outcome=handle_event(event))
