@@ -35,6 +35,7 @@ class Api(flask_smorest.Api):
     """flask-smorest with our error shape."""
 
     ERROR_SCHEMA = ErrorSchema
+    DEFAULT_ERROR_RESPONSE_NAME = None  # every status that a route answers is documented by itself
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         return errors.http_error(error)
@@ -115,9 +116,9 @@ def _protect(app: Flask, settings: Settings) -> None:
                 "img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
             )
         origin = request.headers.get("Origin")
-        if origin and origin in settings.cors_origins:
         if settings.cors_origins:
             headers.add("Vary", "Origin")  # also without one: a shared cache keeps the answers apart
+        if origin and origin in settings.cors_origins:
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Headers"] = (
                 "Authorization, Content-Type, Idempotency-Key, X-Request-ID"

@@ -16,6 +16,20 @@ from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
 BATCH_LIMIT: Final = 1024 * 1024
+IDEMPOTENCY_KEY: Final = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "The same key and body again gives the first answer again and does nothing; kept 24 h.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}, "required": True}
+}
+REFUSAL_HEADERS: Final = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
 
 
 def parse_json(body: bytes) -> Any:
@@ -43,9 +57,9 @@ def read_body() -> bytes:
     """
     body = request.get_data(cache=True)
     limit = request.max_content_length
-    if request.content_length is None and limit is not None and len(body) >= limit:
-        if request.environ["wsgi.input"].read(1):
-            raise TooLarge("The body is too large.")
+    may_be_cut = request.content_length is None and limit is not None and len(body) >= limit
+    if may_be_cut and request.environ["wsgi.input"].read(1):
+        raise TooLarge("The body is too large.")
     return body
 
 
@@ -103,8 +117,15 @@ class Blueprint(flask_smorest.Blueprint):
                 view = self.doc(security=[{"bearer": []}])(view)
             if "<" in rule:
                 codes.add(404)
-            if getattr(view, "_apidoc", {}).get("arguments"):
-                codes |= {400, 413, 415, 422}
+            places = {
+                p["in"] for p in getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
+            }
+            if places:
+                codes |= {422}
+            if "json" in places:
+                codes |= {400, 413, 415}
+            if getattr(view, "takes_idempotency_key", False):
+                view = self.doc(parameters=[IDEMPOTENCY_KEY])(view)
             return register(_with_refusals(view, sorted(codes)))
 
         return decorator
@@ -116,5 +137,7 @@ def _with_refusals(view: Any, codes: list[int]) -> Any:
     responses = view._apidoc.setdefault("response", {}).setdefault("responses", {})
     for code in codes:
         refusal = {"schema": ErrorSchema(), "description": HTTPStatus(code).phrase, "content_type": None}
+        if code in REFUSAL_HEADERS:
+            refusal["headers"] = REFUSAL_HEADERS[code]
         responses.setdefault(code, []).append(refusal)
     return view

@@ -47,6 +47,7 @@ def idempotent(view: View) -> View:
         except DomainError as error:
             return _refused(slot, body_hash, error)
 
+    wrapper.takes_idempotency_key = True  # type: ignore[attr-defined]
     return wrapper
 
 
@@ -79,6 +80,7 @@ def idempotent_beyond(view: View) -> View:
             with parts().db.transaction() as cur:
                 idempotency.delete_note(cur, **slot)
 
+    wrapper.takes_idempotency_key = True  # type: ignore[attr-defined]
     return wrapper
 
 

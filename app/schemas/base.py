@@ -100,15 +100,24 @@ class Instant(fields.DateTime):
     """RFC 3339 with offset in, UTC with `Z` out."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
-        if not isinstance(value, str) or not _RFC3339.fullmatch(value):
-            raise ValidationError("Not an RFC 3339 time with offset, like 2026-01-31T10:00:00Z.")
-        try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
-        except (ValueError, OverflowError):
-            raise ValidationError("Not a time that exists.") from None
+        return read_instant(value)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
         return None if value is None else rfc3339(value)
+
+
+def read_instant(value: Any) -> datetime:
+    """RFC 3339 text with offset as UTC. Raises ValidationError."""
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        raise ValidationError("Not an RFC 3339 time with offset, like 2026-01-31T10:00:00Z.")
+    try:
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValidationError("Not a time that exists.") from None
+
+
+def no_default() -> None:
+    """For `load_default` of a query parameter: absent is None, yet `null` cannot be sent."""
 
 
 def camel_case(name: str) -> str:

@@ -3,7 +3,7 @@
 from marshmallow import fields, validate
 
 from app.plans import PLANS
-from app.schemas.base import Address, CamelSchema, InputSchema, Instant, Text
+from app.schemas.base import Address, CamelSchema, InputSchema, Instant, Text, no_default
 from app.schemas.paging import PageQuery
 from app.schemas.subscriptions import SubscriptionSchema
 
@@ -30,7 +30,7 @@ class CustomerChanges(InputSchema):
 
 
 class CustomersQuery(PageQuery):
-    email = fields.String(load_default=None, validate=validate.Length(1, 254))
+    email = fields.String(load_default=no_default, validate=validate.Length(1, 254))
 
 
 class CustomerSchema(CamelSchema):

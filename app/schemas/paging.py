@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from marshmallow import ValidationError, fields, validate
 
 from app.licenses import rfc3339
-from app.schemas.base import InputSchema
+from app.schemas.base import InputSchema, no_default
 
 MAX_ID = 2**63 - 1
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class PageQuery(InputSchema):
     """`limit` and `cursor` of every list."""
 
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
-    cursor = IdCursor(load_default=None, metadata={"type": "string"})
+    cursor = IdCursor(load_default=no_default, metadata={"type": "string"})
 
 
 class DaysQuery(PageQuery):
@@ -89,4 +89,4 @@ class DaysQuery(PageQuery):
 
 
 class ReportsQuery(DaysQuery):
-    cursor = TimeCursor(load_default=None, metadata={"type": "string"})  # type: ignore[assignment]
+    cursor = TimeCursor(load_default=no_default, metadata={"type": "string"})  # type: ignore[assignment]

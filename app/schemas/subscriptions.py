@@ -5,7 +5,8 @@ from marshmallow import fields, validate
 from app.plans import PAID_PLANS
 from app.schemas.base import CamelSchema, InputSchema, Instant, Text, Url
 
-CUSTOMER_ID = validate.Regexp(r"\A[A-Za-z0-9_]{1,255}\Z", error="Not a customer id.")
+# Anchored in a way that Python and the readers of the OpenAPI document (ECMA 262) take alike.
+CUSTOMER_ID = validate.Regexp(r"^[A-Za-z0-9_]{1,255}(?![\s\S])", error="Not a customer id.")
 _paid_plan = validate.OneOf(PAID_PLANS)
 
 
