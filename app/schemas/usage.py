@@ -1,5 +1,6 @@
 """Usage reports in, figures out."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -8,7 +9,7 @@ from marshmallow import ValidationError, fields, post_load, validate
 
 from app.db import Row
 from app.licenses import rfc3339
-from app.schemas.base import CamelSchema, InputSchema, Instant
+from app.schemas.base import CamelSchema, InputSchema, Instant, read_instant
 from app.schemas.subscriptions import CUSTOMER_ID
 
 MAX_DEVICES: Final = 10_000_000
@@ -17,11 +18,19 @@ AHEAD: Final = timedelta(minutes=5)
 BACK: Final = timedelta(days=35)
 METRICS: Final = ("activeDevices", "totalDevices", "active_devices", "total_devices")
 
+_FIGURES: Final = {"activeDevices", "totalDevices"}
+_OPTIONAL: Final = {"instanceId", "timestamp"}
+_FLAT: Final = {"customerId"} | _FIGURES
+_NESTED: Final = {"customerId", "metrics"}
+_customer_id: Final = re.compile(r"[A-Za-z0-9_]{1,255}", re.ASCII)
 _devices = validate.Range(0, MAX_DEVICES)
 
 
 class NewReport(InputSchema):
     """A report in either of its two shapes: figures flat, or under `metrics`."""
+
+    def load(self, data: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        return ordinary_report(data) or super().load(data, **options)
 
     customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
     instanceId = fields.String(
@@ -57,6 +66,51 @@ class NewReport(InputSchema):
         if not report["instance_id"].isprintable():
             raise ValidationError({"instanceId": ["Contains characters that are not printable."]})
         return report
+
+
+def ordinary_report(data: Any) -> dict[str, Any] | None:
+    """What the schema above makes of a report as nearly all instances send it: in camelCase, and right in
+    every field. None for any other, which the schema judges; it takes ten times as long.
+    """
+    if type(data) is not dict:
+        return None
+    figures = data.get("metrics", data)
+    needed = _FLAT if figures is data else _NESTED
+    if (
+        data.keys() - _OPTIONAL != needed
+        or type(figures) is not dict
+        or figures.keys() & _FIGURES != _FIGURES
+    ):
+        return None
+    if figures is not data and len(figures) > len(_FIGURES):
+        return None
+    at = datetime.now(UTC)
+    try:
+        reported_at = read_instant(data["timestamp"]) if "timestamp" in data else at
+    except ValidationError:
+        return None
+    customer_id, instance_id = data["customerId"], data.get("instanceId", "default")
+    active, total = figures["activeDevices"], figures["totalDevices"]
+    is_right = (
+        type(customer_id) is str
+        and _customer_id.fullmatch(customer_id)
+        and type(instance_id) is str
+        and 1 <= len(instance_id) <= 100
+        and instance_id.isprintable()
+        and type(active) is int
+        and type(total) is int
+        and 0 <= active <= total <= MAX_DEVICES
+        and at - BACK <= reported_at <= at + AHEAD
+    )
+    if not is_right:
+        return None
+    return {
+        "customer_id": customer_id,
+        "instance_id": instance_id,
+        "active_devices": active,
+        "total_devices": total,
+        "reported_at": reported_at,
+    }
 
 
 class Reports(InputSchema):

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -27,7 +28,6 @@ OTHER_FIGURES: Final = (
     "This instance reported other figures for this time. Send a correction under a new time."
 )
 RETRY_MONTH_SECONDS: Final = 60
-KEY: Final = ("customer_id", "instance_id", "reported_at")
 FIGURES: Final = ("active_devices", "total_devices")
 log = logging.getLogger(__name__)
 
@@ -180,8 +180,8 @@ def _is_more(limit: int | None, than: int | None) -> bool:
 def receive_batch(items: Sequence[dict[str, Any] | DomainError], caller: str | None) -> list[dict[str, Any]]:
     """Store many reports, each on its own: a result per item, in order.
 
-    An item is a report, or the error it was refused with. `caller` is the customer whose license was
-    presented; None is an operator, who may report for everybody.
+    An item is a report, or the error it was refused with; a result is as the API has it. `caller` is the
+    customer whose license was presented; None is an operator, who may report for everybody.
     """
     results: list[dict[str, Any]] = [{} for _ in items]
     good: dict[int, dict[str, Any]] = {}
@@ -194,6 +194,7 @@ def receive_batch(items: Sequence[dict[str, Any] | DomainError], caller: str | N
             good[index] = item
     if good:
         _store_batch(good, results)
+    _count_results(results)
     return results
 
 
@@ -237,7 +238,7 @@ def _stored(cur: Cursor, reports: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
 def _result(index: int, report: Row, stored: Row, *, is_new: bool) -> dict[str, Any]:
     if _differs(report, stored):
         return _failure(index, Conflict(OTHER_FIGURES))
-    return {"index": index, "status": 201 if is_new else 200, "report_id": stored["id"]}
+    return {"index": index, "status": 201 if is_new else 200, "reportId": stored["id"]}
 
 
 def _watch_batch(new: Sequence[Row], known: Sequence[Row], before: dict[str, Row], since: datetime) -> None:
@@ -264,9 +265,11 @@ def _watch_batch(new: Sequence[Row], known: Sequence[Row], before: dict[str, Row
 
 
 def _count_results(results: Iterable[dict[str, Any]]) -> None:
-    for result in results:
-        outcome = {201: "accepted", 200: "duplicate"}.get(result["status"], "rejected")
-        REPORTS.labels(outcome).inc()
+    outcomes = Counter(
+        {201: "accepted", 200: "duplicate"}.get(result["status"], "rejected") for result in results
+    )
+    for outcome, count in outcomes.items():
+        REPORTS.labels(outcome).inc(count)
 
 
 def _failure(index: int, error: DomainError) -> dict[str, Any]:
@@ -277,8 +280,8 @@ def _failure(index: int, error: DomainError) -> dict[str, Any]:
     }
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in KEY)
+def _key(row: Mapping[str, Any]) -> tuple[str, str, datetime]:
+    return row["customer_id"], row["instance_id"], row["reported_at"]
 
 
 def usage_of(
