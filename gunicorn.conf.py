@@ -13,9 +13,12 @@ import tempfile
 import time
 from typing import Any
 
+memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
 # Before the first import of prometheus_client, which looks for it once.
 if "wsgi" not in sys.modules:
-    metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="zemfyre-metrics-")
+    metrics_dir = tempfile.mkdtemp(prefix="zemfyre-metrics-", dir=memory)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
     master = os.getpid()
     atexit.register(lambda: os.getpid() == master and shutil.rmtree(metrics_dir, ignore_errors=True))
 
@@ -65,7 +68,7 @@ forwarded_allow_ips = ""
 logconfig_dict = logging_config(settings.log_level, settings.log_format)
 accesslog = None  # one line a request is written by the application, which knows the route and who called
 proc_name = "zemfyre-billing"
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+worker_tmp_dir = memory
 control_socket_disable = True
 
 

@@ -41,6 +41,8 @@ def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
     """Make sure the server under `data_dir` runs; its URL. It stops when the last user has left."""
     data_dir = data_dir.resolve()
     if data_dir not in _started:
+        if not (bin_dir() / "initdb").exists():
+            raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
         data_dir.mkdir(parents=True, exist_ok=True)
         users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - held until this process ends
         fcntl.flock(users, fcntl.LOCK_SH)
