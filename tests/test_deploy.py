@@ -86,13 +86,18 @@ def test_the_dashboards_panels_do_not_lie_on_each_other():
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_manifests_fit_the_api_of_a_cluster(path: Path):
     for document in documents(path):
-        spec = document["spec"]
-        if document["kind"] in ("Deployment", "PodDisruptionBudget", "Service"):
-            # What kustomize adds from `labels`.
-            spec["selector"] = {"matchLabels": {"a": "b"}} if document["kind"] != "Service" else {"a": "b"}
-        if document["kind"] == "Deployment":
-            spec["template"].setdefault("metadata", {})["labels"] = {"a": "b"}
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_selectors_find_the_service_and_not_the_migration():
+    found = {document["kind"]: document["spec"] for path in MANIFESTS for document in documents(path)}
+    name = {"app.kubernetes.io/name": "billing"}
+    assert found["Deployment"]["template"]["metadata"]["labels"] == name
+    assert found["Service"]["selector"] == name
+    assert (
+        found["Deployment"]["selector"] == found["PodDisruptionBudget"]["selector"] == {"matchLabels": name}
+    )
+    assert found["Job"]["template"]["metadata"]["labels"] != name
 
 
 def test_kustomize_lists_every_manifest():
