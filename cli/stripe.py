@@ -6,7 +6,6 @@ import click
 
 from app.parts import parts
 from app.queries import events as event_rows
-from app.queries import subscriptions as subscription_rows
 from app.services import stripe_sync
 from app.services.stripe_setup import set_up
 from cli.output import (
@@ -60,15 +59,15 @@ def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
     if customer_id:
         found = stripe_sync.sync_one(customer_id, dry_run=dry_run)
     else:
-        with parts().db.statement() as cur:
-            length = len(subscription_rows.select_stripe_subscriptions(cur))
         with click.progressbar(
-            length=max(1, length),
-            label="Comparing",
-            file=sys.stderr,
-            hidden=not sys.stderr.isatty(),
+            length=1, label="Comparing", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar:
-            found = stripe_sync.sync_all(dry_run=dry_run, progress=bar.update)
+
+            def progress(done: int, ahead: int) -> None:
+                bar.length = (bar.length or 0) + ahead
+                bar.update(done)
+
+            found = stripe_sync.sync_all(dry_run=dry_run, progress=progress)
     if to_json:
         echo_rows_json(
             [

@@ -447,6 +447,16 @@ def test_the_portal_opens_for_this_customer(shop: Shop) -> None:
     assert shop.subscription(customer_id)["cancelAtPeriodEnd"] is True
 
 
+def test_the_portal_leads_back_to_a_page_of_ours(shop: Shop) -> None:
+    customer_id, _ = shop.subscribe()
+    assert shop.post(f"/api/customers/{customer_id}/portal").status_code == 201
+    (portal,) = shop.sandbox.every("billing_portal.session")
+    base, path = portal["return_url"][:-14], portal["return_url"][-14:]
+    assert (base, path) == (shop.app.extensions["parts"].settings.base_url, "/checkout/back")
+    answer = shop.client.get(path)
+    assert (answer.status_code, "All done" in answer.text) == (200, True)
+
+
 def test_the_portal_of_somebody_who_never_paid(shop: Shop) -> None:
     customer = make_customer(shop.client)
     path = f"/api/customers/{customer['customerId']}/portal"

@@ -1,4 +1,4 @@
-"""The two small pages that Stripe sends the browser back to."""
+"""The small pages that Stripe sends the browser back to."""
 
 import re
 
@@ -40,3 +40,10 @@ def success() -> tuple[str, int]:
 @public
 def cancel() -> str:
     return render_template("checkout.html", state="canceled")
+
+
+@blp.get("/back")
+@public
+def back() -> str:
+    """Where the billing portal leads back to unless the caller names another address."""
+    return render_template("checkout.html", state="back")

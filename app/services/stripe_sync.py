@@ -266,11 +266,13 @@ def replay_event(event_id: str) -> str:
     return _sync_and_record(owner["customer_id"] if owner else known["customer_id"], known)
 
 
-def sync_all(*, dry_run: bool, progress: Callable[[int], None] = lambda n: None) -> list[Difference]:
+def sync_all(
+    *, dry_run: bool, progress: Callable[[int, int], None] = lambda done, ahead: None
+) -> list[Difference]:
     """Compare every customer with Stripe, page by page through Stripe's own lists: what differs.
 
     Without `dry_run` each customer that differs is fetched anew and mended. `progress` is told how
-    many subscriptions were looked at.
+    many more steps are done, and how many more have come into sight.
     """
     with parts().db.statement() as cur:
         owners = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
@@ -279,13 +281,16 @@ def sync_all(*, dry_run: bool, progress: Callable[[int], None] = lambda n: None)
     differences = [
         Difference(owner, "stripe_customer_id", "none", found) for owner, found in unlinked.items()
     ]
-    differing = _compare_all(owners | unlinked, known, progress)
+    progress(0, len(known))
+    differing = _compare_all(owners | unlinked, known, lambda done: progress(done, 0))
     if dry_run:
         return differences + [difference for found in differing.values() for difference in found]
     for owner, stripe_id in unlinked.items():
         link_customer(owner, stripe_id)
+    progress(0, len(differing))
     for owner, found in differing.items():
         differences += sync_customer(owner) or found
+        progress(1, 0)
     return differences
 
 

@@ -285,7 +285,7 @@ def open_portal(customer_id: str, return_url: str | None) -> str:
     customer = get_customer(customer_id)
     with parts().stripe.slot():
         stripe_customer_id = _ensure_stripe_customer(customer)
-        back = return_url or parts().settings.base_url
+        back = return_url or f"{parts().settings.base_url}/checkout/back"
         # A portal address lives for minutes: the same minute may share one, a later one may not.
         key = f"portal-{stripe_customer_id}-{_digest(back)}-{_minute()}"
         return parts().stripe.create_portal(stripe_customer_id, back, key)
