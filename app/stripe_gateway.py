@@ -264,6 +264,11 @@ class StripeGateway:
         page = self._call("prices.list", lambda c: c.v1.prices.list(params))
         return str(page.data[0].id) if page.data else None
 
+    def price_is_active(self, price_id: str) -> bool:
+        """Whether this account has the price and sells at it."""
+        found = self._or_none("prices.retrieve", lambda c: c.v1.prices.retrieve(price_id))
+        return found is not None and bool(found.active)
+
     def find_promotion_code(self, code: str, stripe_customer_id: str) -> str | None:
         """The id of an active promotion code that this customer may use, in whatever letter case.
 

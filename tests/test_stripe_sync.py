@@ -243,6 +243,18 @@ def test_an_archived_price_is_replaced(shop: Shop, console: Console) -> None:
     assert json.loads(console("stripe", "setup", "--json").stdout) == result
 
 
+def test_a_configured_price_is_kept_while_it_is_sold(
+    shop: Shop, make_app: Callable[..., Flask], sandbox: Sandbox
+) -> None:
+    own = shop.make_price(4900)
+    runner = make_app(
+        STRIPE_PRICE_STARTER=own, STRIPE_PRICE_PROFESSIONAL="price_of_another_account"
+    ).test_cli_runner()
+    result = json.loads(runner.invoke(args=["stripe", "setup", "--json"]).stdout)
+    assert result == {"STRIPE_PRICE_STARTER": own, "STRIPE_PRICE_PROFESSIONAL": shop.prices["professional"]}
+    assert len(sandbox.every("price")) == 3
+
+
 def test_setup_goes_on_where_it_was_stopped(
     stripe_environ: dict[str, str], app: Flask, sandbox: Sandbox, console: Console
 ) -> None:

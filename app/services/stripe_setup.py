@@ -40,7 +40,13 @@ def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
 
 
 def _price_of(plan: Plan, prices: list[dict[str, Any]]) -> str | None:
-    """The active price of a plan, made if there is none; None for a plan that is not sold online."""
+    """The active price of a plan, the configured one first, made if there is none.
+
+    None for a plan that is not sold online.
+    """
+    configured = parts().settings.stripe_prices.get(plan.name)
+    if configured and parts().stripe.price_is_active(configured):
+        return configured
     of_plan = [price for price in prices if parts().stripe.plan_of(price) == plan.name]
     active = [price for price in of_plan if price["active"]]
     if active:
