@@ -1,6 +1,7 @@
 """The billing control plane. `create_app` is the only place that puts its parts together."""
 
 import logging.config
+from typing import Any
 
 import flask_smorest
 from flask import Flask, Response, request
@@ -21,7 +22,12 @@ __version__ = "0.1.0"
 
 
 class App(Flask):
-    """Flask, for which a setting that went wrong while serving (a key file) is no reason to exit."""
+    """Flask without asynchronous views, for which a setting that went wrong while serving (a key file)
+    is no reason to exit.
+    """
+
+    def ensure_sync(self, func: Any) -> Any:
+        return func
 
     def dispatch_request(self) -> ResponseReturnValue:
         try:

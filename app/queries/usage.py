@@ -125,12 +125,12 @@ def select_usage_summaries(cur: Cursor, customer_ids: list[str], since: datetime
                 AND reported_at >= %(since)s
               GROUP BY customer_id, instance_id, day
         ), days AS (
-             SELECT customer_id, SUM(reports) AS reports, SUM(active) AS active
+             SELECT customer_id, SUM(reports)::BIGINT AS reports, SUM(active) AS active
                FROM instance_days
               GROUP BY customer_id, day
         ), totals AS (
-             SELECT customer_id, SUM(reports)::BIGINT AS total_reports, AVG(active)::FLOAT AS avg_active,
-                    MAX(active)::BIGINT AS peak_active
+             SELECT customer_id, SUM(reports)::BIGINT AS total_reports,
+                    SUM(active)::FLOAT / COUNT(*) AS avg_active, MAX(active) AS peak_active
                FROM days
               GROUP BY customer_id
         ), current AS (

@@ -29,7 +29,7 @@ _devices = validate.Range(0, MAX_DEVICES)
 class NewReport(InputSchema):
     """A report in either of its two shapes: figures flat, or under `metrics`."""
 
-    def load(self, data: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+    def load(self, data: Any, **options: Any) -> dict[str, Any]:
         return ordinary_report(data) or super().load(data, **options)
 
     customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
@@ -194,8 +194,36 @@ class OverviewAnswer(CamelSchema):
     next_cursor = fields.String(required=True, allow_none=True)
 
 
+def summary_json(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures as `SummarySchema` has them. By hand, like the next ones: pages hold hundreds of them."""
+    return {
+        "totalReports": summary["total_reports"],
+        "avgActive": summary["avg_active"],
+        "peakActive": summary["peak_active"],
+        "currentActive": summary["current_active"],
+        "currentTotal": summary["current_total"],
+        "limit": summary["limit"],
+        "remaining": summary["remaining"],
+        "utilization": summary["utilization"],
+    }
+
+
+def customer_usage_json(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the overview as `CustomerUsage` has it."""
+    return {
+        "customerId": line["customer_id"],
+        "email": line["email"],
+        "name": line["name"],
+        "companyName": line["company_name"],
+        "plan": line["plan"],
+        "status": line["status"],
+        "deviceLimit": line["device_limit"],
+        "summary": summary_json(line["summary"]),
+    }
+
+
 def report_json(row: Row) -> dict[str, Any]:
-    """A stored report as `ReportSchema` has it, written out: pages hold hundreds of them."""
+    """A stored report as `ReportSchema` has it."""
     return {
         "reportId": row["id"],
         "customerId": row["customer_id"],
@@ -208,7 +236,7 @@ def report_json(row: Row) -> dict[str, Any]:
 
 
 def report_answer(answer: Row) -> dict[str, Any]:
-    """The answer to a report as `ReportAnswer` has it; the busiest answer of all, hence by hand too."""
+    """The answer to a report as `ReportAnswer` has it."""
     last = answer["last_reported_at"]
     body = report_json(answer) | {
         "deviceLimit": answer["device_limit"],

@@ -29,6 +29,13 @@ OTHER_FIGURES: Final = (
 )
 RETRY_MONTH_SECONDS: Final = 60
 FIGURES: Final = ("active_devices", "total_devices")
+FIGURES_OF_A_WINDOW: Final = (
+    "total_reports",
+    "avg_active",
+    "peak_active",
+    "current_active",
+    "current_total",
+)
 log = logging.getLogger(__name__)
 
 
@@ -288,9 +295,9 @@ def usage_of(
     customer_id: str, *, days: int, limit: int | None, before: tuple[datetime, int] | None = None
 ) -> dict[str, Any]:
     """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h."""
-    customer = get_customer(customer_id)
     since = now() - timedelta(days=days)
     with parts().db.statement() as cur:
+        customer = get_customer(customer_id)
         entitlement = entitlement_of(cur, customer, now())
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
         figures = usage.select_usage_summaries(cur, [customer_id], since)
@@ -327,21 +334,10 @@ def overview(page: Sequence[Row], *, days: int) -> list[dict[str, Any]]:
 
 def summarize(figures: Row | None, device_limit: int | None) -> dict[str, Any]:
     """The summary of the API from the summed figures; None: nothing was reported."""
-    figures = figures or dict.fromkeys(
-        ("total_reports", "avg_active", "peak_active", "current_active", "current_total"), 0
-    )
+    figures = figures or dict.fromkeys(FIGURES_OF_A_WINDOW, 0)
     used = figures["current_active"]
     return {
-        **{
-            name: figures[name]
-            for name in (
-                "total_reports",
-                "avg_active",
-                "peak_active",
-                "current_active",
-                "current_total",
-            )
-        },
+        **{name: figures[name] for name in FIGURES_OF_A_WINDOW},
         "limit": device_limit,
         "remaining": None if device_limit is None else max(0, device_limit - used),
         "utilization": utilization(used, device_limit),
