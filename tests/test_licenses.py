@@ -271,6 +271,9 @@ class TestHandingOut:
         claims = claims_of(current(client, customer["customerId"]))
         assert claims["customerName"] == "Changed"
         assert claims["iat"] >= int(time.time()) + 3500
+        client.post(f"/api/licenses/{customer['customerId']}/revoke", headers=ADMIN)
+        back = client.post(f"/api/licenses/{customer['customerId']}/reinstate", headers=ADMIN)
+        assert claims_of(back.json["license"])["iat"] >= claims["iat"]
 
 
 class TestExpired:

@@ -60,14 +60,14 @@ def select_events(
     )
 
 
-def forget_stripe_customer(cur: Cursor, customer_id: str, stripe_customer_id: str | None) -> None:
+def forget_stripe_customers(cur: Cursor, customer_id: str, stripe_ids: list[str]) -> None:
     """Take Stripe's ids out of the events of an erased customer; that they came stays."""
     cur.execute(
         """
         UPDATE stripe_events
            SET stripe_customer_id = NULL, object_id = NULL
          WHERE customer_id = %(customer_id)s
-            OR stripe_customer_id = %(stripe_customer_id)s
+            OR stripe_customer_id = ANY(%(stripe_ids)s)
         """,
-        {"customer_id": customer_id, "stripe_customer_id": stripe_customer_id},
+        {"customer_id": customer_id, "stripe_ids": stripe_ids},
     )

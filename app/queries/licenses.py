@@ -36,6 +36,15 @@ def select_current_license(cur: Cursor, customer_id: str) -> Row | None:
     )
 
 
+def select_last_issue(cur: Cursor, customer_id: str) -> datetime | None:
+    """When the newest license of this customer says it was issued, whatever became of it."""
+    row = cur.the(
+        "SELECT MAX(issued_at) AS issued_at FROM licenses WHERE customer_id = %(customer_id)s",
+        {"customer_id": customer_id},
+    )
+    return row["issued_at"]  # type: ignore[no-any-return]
+
+
 def confirm_license(cur: Cursor, jti: str) -> None:
     """It was compared with the present entitlement, and still says the right thing."""
     cur.execute("UPDATE licenses SET recheck = FALSE WHERE jti = %(jti)s", {"jti": jti})

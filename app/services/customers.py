@@ -192,22 +192,26 @@ def erase_customer(customer_id: str) -> None:
     """
     with parts().stripe.slot(), parts().db.separate_lock(f"checkout {customer_id}"):
         customer = get_customer(customer_id)
-        stripe_customer_id = _at_stripe(customer)
-        if stripe_customer_id:
-            parts().stripe.delete_customer(stripe_customer_id)
+        stripe_ids = _delete_at_stripe(customer)
         with parts().db.transaction() as cur:
-            _erase(cur, customer, stripe_customer_id)
+            _erase(cur, customer, stripe_ids)
 
 
-def _at_stripe(customer: Row) -> str | None:
-    """Stripe's id of the customer, also of one that was made there and never linked."""
-    known: str | None = customer["stripe_customer_id"]
-    if known is None and parts().stripe.configured:
-        return parts().stripe.find_customer(customer["customer_id"], customer["email"])
-    return known
+def _delete_at_stripe(customer: Row) -> list[str]:
+    """Delete whatever Stripe has of this customer, also what was never linked: Stripe's ids."""
+    stripe, customer_id, email = parts().stripe, customer["customer_id"], customer["email"]
+    deleted: list[str] = []
+    found: str | None = customer["stripe_customer_id"]
+    if found is None and stripe.configured:
+        found = stripe.find_customer(customer_id, email)
+    while found and found not in deleted:
+        stripe.delete_customer(found)
+        deleted.append(found)
+        found = stripe.find_customer(customer_id, email)
+    return deleted
 
 
-def _erase(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
+def _erase(cur: Cursor, customer: Row, stripe_ids: list[str]) -> None:
     at, customer_id = now(), customer["customer_id"]
     present = customers.lock_customer(cur, customer_id) or customer
     # The address may have been changed since it was read: neither has a trial to come.
@@ -218,7 +222,7 @@ def _erase(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
     licenses.forget_tokens(cur, customer_id)
     customers.erase_customer(cur, customer_id, at)
     audit_log.erase_audit(cur, customer_id, audit.PERSONAL_FIELDS)
-    events.forget_stripe_customer(cur, customer_id, stripe_customer_id)
+    events.forget_stripe_customers(cur, customer_id, stripe_ids)
     idempotency.delete_answers_about(cur, customer_id)
     audit.record(cur, "customer.erase", customer_id=customer_id, subject=customer_id, after={"erased_at": at})
 

@@ -59,7 +59,7 @@ def issue_license(cur: Cursor, customer: Row) -> Row:
     current = licenses.select_current_license(cur, customer_id)
     at = now().replace(microsecond=0)
     # Instances refuse to go back to an older `iat`, also when our clock was set back.
-    issued_at = max(at, current["issued_at"]) if current else at
+    issued_at = max(at, licenses.select_last_issue(cur, customer_id) or at)
     entitlement = entitlement_of(cur, customer, at)
     settings = parts().settings
     expires_at = license_expiry(
