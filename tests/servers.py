@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Server]:
-    """A running service; it is ended on leaving."""
+def serving(environ: Mapping[str, str], *, workers: int = 2, log: Path | None = None) -> Iterator[Server]:
+    """A running service, ended on leaving; what it logs goes into a file where one is named."""
     port = free_port()
     own = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "WEB_THREADS": "8", **environ}
-    process = subprocess.Popen(GUNICORN, cwd=ROOT, env=clean_environ(own))
+    with open(log, "wb") if log else nullcontext() as stderr:
+        process = subprocess.Popen(GUNICORN, cwd=ROOT, env=clean_environ(own), stderr=stderr)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url, process)

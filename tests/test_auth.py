@@ -5,11 +5,15 @@ import hashlib
 import hmac
 import json
 import logging
+import socket
 import string
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,6 +27,7 @@ from app.auth import TokenCache
 from app.keyring import Keyring
 from tests.conftest import ADMIN, ADMIN_KEY
 from tests.factories import bearer, make_customer, report_body
+from tests.servers import serving
 from tests.tokens import base64url, claims_of, expired, resign, segment
 
 # What the contract says of each route: who may call it.
@@ -52,6 +57,7 @@ GUARDS = {
     "POST /webhooks/stripe": "stripe",
     "GET /checkout/success": "public",
     "GET /checkout/cancel": "public",
+    "GET /checkout/back": "public",
     "GET /health": "public",
     "GET /health/ready": "public",
     "GET /metrics": "public",
@@ -543,3 +549,42 @@ def test_a_signature_library_that_would_take_another_algorithm_is_not_asked(app:
     forge = Forge(app, make_customer(client)["license"])
     assert jws.verify(forge.other_algorithm("RS384"), forge.key.public.pem, ["RS384"])
     assert jws.verify(forge.hmac(b"secret"), "secret", ["HS256"])
+
+
+def test_odd_headers_at_the_real_server_open_nothing_and_leave_nothing_in_its_log(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    log, key = tmp_path / "log", ADMIN_KEY.encode()
+    cases = {
+        b"Authorization: Bearer " + key: b"200",
+        b"Authorization: Bearer \t " + key + b" \t": b"200",
+        b"Authorization: Bearer " + key + b"\r\nAuthorization: Bearer " + key: b"401",
+        b"Authorization: Bearer " + key + b"\xff": b"401",
+        b"Authorization: Bearer " + key + b"A" * 16_000: b"401",
+        # What gunicorn refuses by itself.
+        b"Authorization: Bearer " + key + b"\x00": b"400",
+        b"Authorization: Bearer\r\n " + key: b"400",
+        b"Authorization Bearer " + key: b"400",
+        b"Authorization : Bearer " + key: b"400",
+        b"Authorization: Bearer " + key + b"A" * 2**20: b"431",
+    }
+    with serving(environ | {"LOG_LEVEL": "debug"}, log=log) as server:
+        for header, status in cases.items():
+            start = b"GET /api/customers HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            answer = _send(server.url, start + header)
+            assert answer.split(b" ")[1] == status, (header[:80], answer[:200])
+    assert b"GET" in log.read_bytes()
+    assert key not in log.read_bytes()
+
+
+def _send(url: str, head: bytes) -> bytes:
+    """A request sent by hand; the answer as it came."""
+    at = urlsplit(url)
+    with socket.create_connection((str(at.hostname), int(at.port or 0)), 20) as connection:
+        with suppress(OSError):
+            connection.sendall(head + b"\r\n\r\n")
+        answer = b""
+        with suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+        return answer
