@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -173,6 +175,39 @@ class TestErase:
         assert verified.json["code"] == "REVOKED"
         again = erase(console, customer_id)
         assert (again.exit_code, again.stdout) == (1, "")
+
+    def test_what_happens_at_the_same_time_leaves_no_trace_either(
+        self, app: Flask, client: FlaskClient, sql: Sql
+    ) -> None:
+        tokens: list[str] = []
+        for _ in range(4):
+            customer = make_customer(client, **PERSON)
+            customer_id, together = customer["customerId"], threading.Barrier(6)
+            tokens.append(customer["license"])
+
+            def act(number: int, customer_id: str = customer_id, together: Any = together) -> int:
+                with app.test_client() as own:
+                    together.wait()
+                    if number == 0:
+                        command = ["customer", "erase", "--id", customer_id, "--yes"]
+                        return 200 + app.test_cli_runner().invoke(args=command).exit_code
+                    if number == 1:
+                        return own.get(f"/api/licenses/{customer_id}", headers=ADMIN).status_code
+                    if number == 2:
+                        wish = {"customerId": customer_id, "plan": "starter"}
+                        return own.post(
+                            "/api/subscriptions/create-trial", json=wish, headers=ADMIN
+                        ).status_code
+                    change = {"name": f"Erika {number}", "email": f"erika{number}@example.com"}
+                    return own.patch(f"/api/customers/{customer_id}", json=change, headers=ADMIN).status_code
+
+            with ThreadPoolExecutor(6) as pool:
+                statuses = list(pool.map(act, range(6)))
+            assert statuses[0] == 200
+            assert set(statuses) <= {200, 201, 404, 409}, statuses
+        assert traces(sql, tokens) == []
+        assert sql("SELECT 1 FROM licenses WHERE revoked_at IS NULL OR superseded_at IS NULL") == []
+        assert sql("SELECT 1 FROM subscriptions WHERE status <> 'canceled'") == []
 
     def test_the_same_address_gets_no_second_trial(
         self, client: FlaskClient, console: Console, sql: Sql

@@ -95,7 +95,9 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
         parts().stripe.update_customer(before["stripe_customer_id"], wanted["email"], name, key)
     try:
         with parts().db.transaction() as cur:
-            customers.lock_customer(cur, customer_id)
+            present = customers.lock_customer(cur, customer_id)
+            if present is None or present["erased_at"]:
+                raise NotFound(f"There is no customer {customer_id}.")
             after = customers.update_customer(cur, customer_id=customer_id, **wanted)
             audit.record(
                 cur, "customer.update", customer_id=customer_id, subject=customer_id,

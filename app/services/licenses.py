@@ -54,8 +54,10 @@ def renew_license(customer_id: str) -> Row:
 
 
 def issue_license(cur: Cursor, customer: Row) -> Row:
-    """The same inside a transaction that holds the customer."""
+    """The same inside a transaction that holds the customer; the caller has looked for a revocation."""
     customer_id = customer["customer_id"]
+    if customer["erased_at"]:
+        raise NotFound(f"There is no customer {customer_id}.")
     current = licenses.select_current_license(cur, customer_id)
     at = now().replace(microsecond=0)
     # Instances refuse to go back to an older `iat`, also when our clock was set back.

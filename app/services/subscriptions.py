@@ -282,9 +282,8 @@ def resume(subscription_id: str) -> dict[str, Any]:
 
 def open_portal(customer_id: str, return_url: str | None) -> str:
     """The address of Stripe's billing portal for this customer."""
-    customer = get_customer(customer_id)
-    with parts().stripe.slot():
-        stripe_customer_id = _ensure_stripe_customer(customer)
+    with parts().stripe.slot(), parts().db.separate_lock(f"checkout {customer_id}"):
+        stripe_customer_id = _ensure_stripe_customer(get_customer(customer_id))
         back = return_url or f"{parts().settings.base_url}/checkout/back"
         # A portal address lives for minutes: the same minute may share one, a later one may not.
         key = f"portal-{stripe_customer_id}-{_digest(back)}-{_minute()}"
