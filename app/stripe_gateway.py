@@ -295,10 +295,11 @@ class StripeGateway:
 
     def expire_checkout(self, session_id: str) -> bool:
         """Close an open session so that it can no longer be paid; False when it just was."""
+        key = f"expire-{session_id}-{int(time.time()) // 60}"  # a failure is repeated no longer than a minute
         try:
             self._call(
                 "checkout.sessions.expire",
-                lambda c: c.v1.checkout.sessions.expire(session_id, {}, _options(f"expire-{session_id}")),
+                lambda c: c.v1.checkout.sessions.expire(session_id, {}, _options(key)),
             )
         except _Refused:
             return False

@@ -26,7 +26,7 @@ def test_slow_stripe_does_not_keep_reports_waiting(shop: Shop, serve: Serve) -> 
     reporter = make_customer(shop.client)
     customers = [shop.customer() for _ in range(32)]
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="16")
-    shop.sandbox.faults.delay, shop.sandbox.faults.delay_path = 4.0, "/prices"
+    shop.sandbox.faults.delay, shop.sandbox.faults.delay_path = 3.0, "/prices"
     with ThreadPoolExecutor(len(customers)) as pool:
         waiting = [pool.submit(ask_for_page, server, customer_id) for customer_id in customers]
         wait_until(lambda: sum(r.path == "/v1/prices" for r in shop.sandbox.requests) >= 4)

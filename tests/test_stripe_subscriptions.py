@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -90,6 +91,34 @@ def test_a_declined_card_changes_nothing_and_may_be_tried_again(shop: Shop) -> N
     assert shop.act(subscription_id, "upgrade", {"plan": "professional"}).status_code == 200
     assert shop.plan_and_status(customer_id) == ("professional", "active")
     assert len(shop.charges()) == 2
+
+
+def test_a_double_click_pays_once(shop: Shop) -> None:
+    customer_id, subscription_id = shop.subscribe("starter")
+    path = f"/api/subscriptions/{subscription_id}/upgrade"
+    start = threading.Barrier(3)
+
+    def ask(_: int) -> int:
+        start.wait()
+        body = {"plan": "professional"}
+        return shop.app.test_client().post(path, json=body, headers=ADMIN).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        codes = list(pool.map(ask, range(3)))
+    assert 200 in codes
+    assert set(codes) <= {200, 409}
+    assert len(shop.charges()) == 2
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+
+
+def test_an_upgrade_of_a_revoked_customer_gives_out_no_license(shop: Shop) -> None:
+    customer_id, subscription_id = shop.subscribe("starter")
+    assert shop.post(f"/api/licenses/{customer_id}/revoke").status_code == 200
+    answer = shop.act(subscription_id, "upgrade", {"plan": "professional"})
+    assert (answer.status_code, answer.json["license"]) == (200, None)
+    assert shop.client.get(f"/api/licenses/{customer_id}", headers=ADMIN).status_code == 403
+    assert shop.post(f"/api/licenses/{customer_id}/reinstate").status_code == 200
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
 def test_what_cannot_be_upgraded(shop: Shop) -> None:

@@ -91,7 +91,9 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
         raise Conflict("Another customer has this email.")
     if before["stripe_customer_id"] and parts().stripe.configured:
         name = wanted["company_name"] or wanted["name"]
-        key = f"customer-update-{customer_id}-{before['updated_at'].timestamp()}-{_digest(wanted)}"
+        key = (
+            f"customer-update-{customer_id}-{before['updated_at'].timestamp()}-{_digest(wanted)}-{now():%H%M}"
+        )
         parts().stripe.update_customer(before["stripe_customer_id"], wanted["email"], name, key)
     try:
         with parts().db.transaction() as cur:

@@ -10,10 +10,9 @@ from app.db import Row
 from app.entitlements import ENDED_STATUSES, describe, entitle, is_live, is_local, status_at
 from app.errors import (
     Conflict,
+    DomainError,
     Forbidden,
     NotFound,
-    PaymentRefused,
-    StripeFailed,
     Unavailable,
     invalid_field,
 )
@@ -357,15 +356,16 @@ def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
     key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
     try:
         call(key)
-    except (PaymentRefused, StripeFailed) as error:
-        if not isinstance(error, NoAnswer):
+    except DomainError as error:
+        if not isinstance(error, NoAnswer | Unavailable):
             _count_change(row)
         raise
     _count_change(row)
 
 
 def _count_change(row: Row) -> None:
-    with parts().db.statement() as cur:
+    with parts().db.transaction() as cur:
+        customers.lock_customer(cur, row["customer_id"])  # in the order of everybody who changes both
         subscriptions.count_change(cur, row["subscription_id"])
 
 
