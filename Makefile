@@ -31,6 +31,9 @@ format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+bench: $(VENV)/dev ## Measure the service beside what this machine could do at best (a short run: make bench ARGS=--quick)
+	@$(BIN)/python -m tests.bench $(ARGS)
+
 fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
 	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/test_fuzz.py $(ARGS)
 
