@@ -60,7 +60,7 @@ def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
         found = stripe_sync.sync_one(customer_id, dry_run=dry_run)
     else:
         with click.progressbar(
-            length=1, label="Comparing", file=sys.stderr, hidden=not sys.stderr.isatty()
+            length=0, label="Comparing", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar:
 
             def progress(done: int, ahead: int) -> None:
