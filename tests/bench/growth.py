@@ -1,7 +1,8 @@
 """What each statement costs as the data grows: `python -m tests.bench.growth 100000 1000000 10000000`.
 
 A thousand reports a customer over two years, so more reports are more customers. One connection, one
-statement after the other, the median of many. Prints a table and JSON; `--plot FILE.svg` draws the curve.
+statement after the other, the median of many: milliseconds, and the 8 KiB blocks that the server touched,
+which no other work on the machine changes. Prints tables and JSON; `--plot FILE.svg` draws the blocks' curve.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args()
     curve: dict[int, dict[str, float]] = {}
+    blocks: dict[int, dict[str, float]] = {}
     with postgres() as (url, folder):
         for reports in chosen.reports:
             began = time.monotonic()
@@ -45,10 +47,11 @@ def main() -> None:
                 f"{reports} reports: built in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True
             )
             curve[reports] = costs(named, reports // EACH)
-            print(table(curve), flush=True)
-    print(json.dumps(curve))
+            blocks[reports] = touched(named, reports // EACH)
+            print(table("ms", curve), table("blocks", blocks), sep="\n", flush=True)
+    print(json.dumps({"ms": curve, "blocks": blocks}))
     if chosen.plot:
-        chosen.plot.write_text(plot(curve))
+        chosen.plot.write_text(plot(blocks))
 
 
 def _database(url: str, name: str) -> str:
@@ -68,6 +71,35 @@ def costs(url: str, people: int) -> dict[str, float]:
     with connection.cursor(cursor_factory=Cursor) as cur:
         for name, run in _statements(cur, people).items():
             found[name] = _median_ms(run, RUNS // 5 if "overview" in name or "batch" in name else RUNS)
+    connection.close()
+    return found
+
+
+class Counting(Cursor):
+    """Notes how many blocks each statement touches."""
+
+    blocks = 0.0
+
+    def execute(self, query: Any, vars: Any = None) -> None:  # type: ignore[override]
+        super().execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", vars)
+        plan = self.fetchall()[0][0][0]["Plan"]
+        Counting.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        super().execute(query, vars)
+
+
+def touched(url: str, people: int) -> dict[str, float]:
+    """Blocks per run of each statement, those found in memory included."""
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    found = {}
+    with connection.cursor(cursor_factory=Counting) as cur:
+        for name, run in _statements(cur, people).items():
+            counts = []
+            for _ in range(20):
+                Counting.blocks = 0
+                run()
+                counts.append(Counting.blocks)
+            found[name] = median(counts)
     connection.close()
     return found
 
@@ -128,9 +160,9 @@ def _median_ms(run: Callable[[], Any], times: int) -> float:
     return median(took)
 
 
-def table(curve: dict[int, dict[str, float]]) -> str:
-    """Statements down, sizes across, milliseconds."""
-    lines = [f"{'ms':28}" + "".join(f"{reports:>12,}" for reports in curve)]
+def table(unit: str, curve: dict[int, dict[str, float]]) -> str:
+    """Statements down, sizes across."""
+    lines = [f"{unit:28}" + "".join(f"{reports:>12,}" for reports in curve)]
     for name in next(iter(curve.values())):
         lines.append(f"{name:28}" + "".join(f"{of_size[name]:12.2f}" for of_size in curve.values()))
     return "\n".join(lines)
@@ -151,7 +183,8 @@ def plot(curve: dict[int, dict[str, float]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"',
         ' font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        '<text x="60" y="18" font-size="14">Cost of each statement, relative to the smallest size</text>',
+        '<text x="60" y="18" font-size="14">Blocks that each statement touches,'
+        " relative to the smallest size</text>",
     ]  # fmt: skip
     for ratio in (0, 1, 2, 3):
         parts.append(f'<line x1="{left}" x2="520" y1="{y(ratio)}" y2="{y(ratio)}" stroke="#ddd"/>')
