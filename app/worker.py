@@ -21,7 +21,8 @@ class PatientWorker(ThreadWorker):
     loses the connection after SEND_SECONDS.
     """
 
-    def handle(self, conn: TConn) -> Any:
+    def enqueue_req(self, conn: TConn) -> None:
+        """From here on, not only once a thread is free, the request has its time to arrive."""
         parser: Any = conn.parser
         if parser is None:
             timeval = struct.pack("ll", SEND_SECONDS, 0)
@@ -29,7 +30,7 @@ class PatientWorker(ThreadWorker):
             source: Any = _Receiver(conn.sock)
             conn.parser = parser = get_parser(self.cfg, source, conn.client)
         parser.unreader.sock.begin()
-        return super().handle(conn)
+        super().enqueue_req(conn)
 
     def set_accept_enabled(self, enabled: bool | None) -> None:
         """When stopping, take who has connected already and close the door.
@@ -53,18 +54,17 @@ class _Receiver:
         self._deadline = 0.0
 
     def begin(self) -> None:
-        """A new request: its time runs from the first read on."""
-        self._deadline = 0.0
+        """A new request is due."""
+        self._deadline = time.monotonic() + RECEIVE_SECONDS
 
     def recv(self, size: int) -> bytes:
-        at = time.monotonic()
-        self._deadline = self._deadline or at + RECEIVE_SECONDS
-        if at >= self._deadline:
-            return b""
-        self._connection.settimeout(self._deadline - at)
+        """What is there by the deadline; after it only what has come already."""
+        self._connection.settimeout(max(0.0, self._deadline - time.monotonic()))
         try:
             return self._connection.recv(size)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
+            # Both ways: gunicorn would else linger for two seconds in its one accepting thread.
+            self._connection.shutdown(socket.SHUT_RDWR)
             return b""
         finally:
             self._connection.settimeout(None)

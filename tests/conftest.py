@@ -195,9 +195,17 @@ def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Ser
 
 
 @pytest.fixture
-def copy_of_service(tmp_path: Path) -> Path:
+def open_folder() -> Iterator[Path]:
+    """A folder that the database's user may pass through, when the tests are run by root."""
+    with tempfile.TemporaryDirectory(prefix="zemfyre-tests-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture
+def copy_of_service(open_folder: Path) -> Path:
     """The repository's files in a folder of their own, where `.env` and `.data` may be made."""
-    folder = tmp_path / "a copy"
+    folder = open_folder / "a copy"
     ignore = shutil.ignore_patterns("__pycache__", "test_*.py", "*.pem")
     for name in ("app", "cli", "sql", "keys", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)

@@ -73,21 +73,20 @@ def test_a_key_that_cannot_be_read_is_503_and_not_the_end_of_the_process(make_ap
     assert client.get("/health").status_code == 200
 
 
-def test_a_database_that_comes_later_is_taken_without_a_restart(serve, tmp_path):
-    tmp_path.chmod(0o711)
-    url = embedded.start(tmp_path / "late", QUICK)
-    embedded.stop(tmp_path / "late")
+def test_a_database_that_comes_later_is_taken_without_a_restart(serve, open_folder):
+    url = embedded.start(open_folder, QUICK)
+    embedded.stop(open_folder)
     server = serve(DATABASE_URL=url)
     assert set(server.get("/health/ready").json()["failing"]) == {"database"}
     answer = server.get("/api/customers", headers=ADMIN)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
 
-    embedded.start(tmp_path / "late", QUICK)
+    embedded.start(open_folder, QUICK)
     try:
         wait_until(lambda: set(server.get("/health/ready").json()["failing"]) == {"migrations"})
         server.stop()
     finally:
-        embedded.stop(tmp_path / "late")
+        embedded.stop(open_folder)
     assert any("database not available" in line["message"] for line in server.lines())
 
 

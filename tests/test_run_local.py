@@ -115,7 +115,6 @@ class Run:
 
 @pytest.fixture
 def run(copy_of_service: Path) -> Iterator[Run]:
-    copy_of_service.parent.chmod(0o711)
     running = Run(copy_of_service)
     yield running
     for process in running.processes():

@@ -1,0 +1,39 @@
+"""`kill -9` under load: what was acknowledged is there, the rest can be sent again, and it recovers."""
+
+import os
+import signal
+
+from tests.conftest import ADMIN
+from tests.server import wait_until
+
+
+def test_a_worker(server, postgres, load):
+    load.wait_for_more()
+    for _ in range(2):
+        victim = server.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda victim=victim: victim not in server.workers() and len(server.workers()) == 2)
+        load.wait_for_more()
+    load.check(postgres)
+
+
+def test_the_database(server, postgres, load):
+    load.wait_for_more()
+    postgres.kill()
+    wait_until(lambda: server.get("/health/ready").status_code == 503)
+    assert server.get("/health").status_code == 200
+    postgres.start()
+    wait_until(lambda: server.get("/health/ready").status_code == 200)
+    load.wait_for_more()
+    load.check(postgres)
+
+
+def test_everything(server, postgres, load):
+    load.wait_for_more()
+    server.kill()
+    postgres.kill()
+    postgres.start()
+    server.restart()
+    load.wait_for_more()
+    load.check(postgres)
+    assert server.get(f"/api/licenses/{load.customer_id}", headers=ADMIN).status_code == 200
