@@ -30,6 +30,10 @@ from cli.output import (
 )
 
 usage = Group("usage", help="Usage: show, alerts, prune.")
+OBSERVED: Final = {
+    "sudden_drop": "fell to {active_devices} active devices",
+    "shared_license": "began to use the license of others",
+}
 CHART_WIDTH: Final = 40
 CHART_DAYS: Final = 31
 REPORT_COLUMNS: Final = (
@@ -119,6 +123,7 @@ def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
         click.echo(
             f"\n⚠️  Instance {silent['instance_id']} is silent since {local_time(silent['last_reported_at'])}."
         )
+    _echo_observations(customer_id, days)
     click.echo(RULE)
     _echo_chart(customer_id, days, limit)
 
@@ -144,6 +149,17 @@ def _echo_summary(summary: Row) -> None:
     if usages.usage_level(summary["current_active"], summary["limit"]):
         click.echo(f"\n⚠️  WARNING: {percent(summary['utilization'])} of device limit used!")
         click.echo("    Consider upgrading to a higher plan.")
+
+
+def _echo_observations(customer_id: str, days: int) -> None:
+    """What went on record in these days and the figures do not tell."""
+    with parts().db.statement() as cur:
+        since = now() - timedelta(days=days)
+        recorded = usage_rows.select_usage_alerts(cur, customer_id=customer_id, since=since)
+    for alert in reversed(recorded):
+        if alert["kind"] in OBSERVED:
+            told = OBSERVED[alert["kind"]].format_map(alert)
+            click.echo(f"\n⚠️  Instance {alert['instance_id']} {told}, {local_time(alert['created_at'])}.")
 
 
 def _echo_chart(customer_id: str, days: int, limit: int | None) -> None:

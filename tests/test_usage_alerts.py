@@ -135,15 +135,19 @@ def test_sudden_drop(client: FlaskClient, sql: Sql, console: Any) -> None:
     assert kinds(sql) == ["sudden_drop"]
     assert sql("SELECT active_devices AS a, instance_id AS i FROM usage_alerts") == [{"a": 5, "i": "a"}]
     assert "sudden_drop" in console("usage", "alerts").stdout
+    shown = console("usage", "show", "--customer", customer_id).stdout
+    assert "Instance a fell to 5 active devices" in shown
 
 
-def test_license_used_by_several_instances(client: FlaskClient, sql: Sql) -> None:
+def test_license_used_by_several_instances(client: FlaskClient, sql: Sql, console: Any) -> None:
     customer = make_customer(client, plan="professional")
     for instance in ("a", "b", "a", "c"):
         body = report_body(customer["customerId"], 1, 1, instanceId=instance)
         client.post("/api/usage/report", json=body, headers=bearer(customer["license"]))
     assert kinds(sql) == ["shared_license", "shared_license"]
     assert [row["i"] for row in sql("SELECT instance_id AS i FROM usage_alerts ORDER BY id")] == ["b", "c"]
+    shown = console("usage", "show", "--customer", customer["customerId"]).stdout
+    assert shown.index("Instance b began to use the license") < shown.index("Instance c began")
 
 
 def test_batch_is_watched_like_single_reports(client: FlaskClient, sql: Sql) -> None:
