@@ -216,7 +216,13 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
     """Remember Stripe's id for a customer that has none; None when there is no such customer."""
     with parts().db.transaction() as cur:
         customer = customers.lock_customer(cur, customer_id)
-        if customer is None or customer["erased_at"] or customer["stripe_customer_id"]:
+        if customer is None or customer["erased_at"]:
+            return None
+        if customer["stripe_customer_id"]:
+            log.warning(
+                "a customer at stripe names one of ours that is linked to another",
+                extra={"customer_id": customer_id, "stripe_customer_id": stripe_customer_id},
+            )
             return None
         after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
         audit.record(
