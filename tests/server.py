@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import psutil
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
+GUNICORN = [sys.executable, "-m", "gunicorn", "wsgi:app"]
 PATIENCE = 30
 
 
@@ -78,9 +81,44 @@ class Server:
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "wsgi:app"],
+                GUNICORN,
                 cwd=self._cwd, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
+
+
+@contextmanager
+def serving(environ: Mapping[str, str]) -> Iterator[Server]:
+    """A running service that is ready, ended on leaving."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(environ, Path(folder)).start(path="/health/ready")
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def run_flask(
+    *args: str, environ: Mapping[str, str], timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """A command of the console as a process."""
+    return _run([sys.executable, "-m", "flask", *args], environ, timeout)
+
+
+def run_gunicorn(environ: Mapping[str, str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """A start that is expected to be refused."""
+    return _run(GUNICORN, {"PORT": str(free_port()), "WEB_CONCURRENCY": "1", **environ}, timeout)
+
+
+def _run(command: list[str], environ: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environ(environ), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` and nothing of ours but what any process needs."""
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environ}
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ from app.keyring import Keyring, load_signing_key
 from app.licenses import generate_private_key, parse_private_key
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
-from tests.servers import clean_environ, free_port, run_flask, run_gunicorn, serving
+from tests.server import clean_environ, free_port, run_flask, run_gunicorn, serving
 from tests.tokens import claims_of, resign, segment
 
 PEM = generate_private_key()

@@ -22,7 +22,7 @@ from app.config import ConfigError, load_settings
 from app.ratelimit import RateLimiter
 from tests.conftest import ADMIN, ADMIN_KEY
 from tests.factories import bearer, make_customer, report_body
-from tests.servers import Server, free_port, serving
+from tests.server import Server, free_port, serving
 from tests.tokens import expired
 
 HERE, THERE = "203.0.113.9", "198.51.100.7"
