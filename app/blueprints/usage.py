@@ -33,7 +33,9 @@ _silent = SilentInstance(many=True)
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
 @own_report
-@blp.arguments(NewReport)
+@blp.arguments(
+    NewReport, description="The two figures may also stand under `metrics`; snake_case is taken too."
+)
 @blp.response(201, ReportAnswer)
 @blp.alt_response(200, schema=ReportAnswer, description="The same report was stored before")
 def report(body: dict[str, Any]) -> Response:
