@@ -7,6 +7,7 @@ in a temporary folder and is gone afterwards.
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
+import psycopg2.errors
 import pytest
 import stripe
 from click.testing import Result
@@ -30,7 +32,12 @@ from tests.stripe_sandbox import Sandbox
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 WEBHOOK_SECRET = "whsec_sandbox"  # pragma: allowlist secret
-QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+QUICK = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+}
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +62,7 @@ def template(server_url: str) -> Iterator[str]:
     migrations.migrate(database)
     database.close()
     yield name
-    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(server_url, name)
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     _execute(server_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _url(server_url, name)
-    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(server_url, name)
 
 
 @pytest.fixture
@@ -73,7 +80,7 @@ def empty_database_url(server_url: str) -> Iterator[str]:
     name = f"empty_{uuid.uuid4().hex[:12]}"
     _execute(server_url, f"CREATE DATABASE {name}")
     yield _url(server_url, name)
-    _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+    _drop(server_url, name)
 
 
 @pytest.fixture(scope="session")
@@ -227,6 +234,18 @@ def _execute(url: str, statement: str) -> None:
     with connection.cursor() as cur:
         cur.execute(statement)
     connection.close()
+
+
+def _drop(server_url: str, name: str) -> None:
+    """Drop a database with whoever is connected; only the server's own cleaner must not be thrown out."""
+    for attempts_left in reversed(range(50)):
+        try:
+            _execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+            return
+        except psycopg2.errors.InsufficientPrivilege:
+            if attempts_left == 0:
+                raise
+            time.sleep(0.1)
 
 
 def _url(server_url: str, name: str) -> str:
