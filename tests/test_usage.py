@@ -88,7 +88,6 @@ BAD_FIELDS: Final = [
             "2026-01-31T10:00:00", "2026-01-31", "yesterday", "", 1_790_000_000, None, "2026-02-30T10:00:00Z",
             "2026-01-31T25:00:00Z", "2026-01-31T10:00:00+25:00", "٢٠٢٦-01-31T10:00:00Z",
             "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59",
-            ago(days=36), ago(minutes=-6),
         )
     ),
     *(({"customerId": bad}, "customerId") for bad in ("", "a b", "cust\0", 7, None, "x" * 256, "\ud800")),
@@ -103,7 +102,8 @@ BAD_FIELDS: Final = [
 
 def test_bad_field_is_named_and_nothing_is_stored(client: FlaskClient, sql: Sql) -> None:
     customer = make_customer(client)
-    for change, field in BAD_FIELDS:
+    out_of_time = [({"timestamp": bad}, "timestamp") for bad in (ago(days=36), ago(minutes=-6))]
+    for change, field in (*BAD_FIELDS, *out_of_time):
         answer = post(client, report_body(customer["customerId"]) | change, bearer(customer["license"]))
         assert (answer.status_code, change) == (422, change)
         assert (list(answer.json["errors"]["json"]), change) == ([field], change)
