@@ -140,6 +140,11 @@ class StripeGateway:
         found = self._or_none("customers.retrieve", lambda c: c.v1.customers.retrieve(stripe_customer_id))
         return found is None or bool(getattr(found, "deleted", False))
 
+    def owner_of(self, stripe_customer_id: str) -> str | None:
+        """Our id in the metadata of a customer, as Stripe has it now."""
+        found = self._or_none("customers.retrieve", lambda c: c.v1.customers.retrieve(stripe_customer_id))
+        return None if found is None else (found.to_dict().get("metadata") or {}).get("customer_id")
+
     def delete_customer(self, stripe_customer_id: str) -> None:
         """Delete for good; Stripe ends the subscriptions at once. Gone already is fine."""
         self._or_none("customers.delete", lambda c: c.v1.customers.delete(stripe_customer_id))

@@ -239,6 +239,21 @@ def test_a_reference_that_the_payer_chose_links_nobody(shop: Shop) -> None:
     assert shop.get(f"/api/customers/{victim}")["stripeCustomerId"] is None
 
 
+def test_a_claim_in_the_payload_alone_links_nobody(shop: Shop, sql: Sql) -> None:
+    """Somebody with the webhook secret could write any metadata; Stripe's record of the customer decides."""
+    victim, other = shop.customer(), shop.customer()
+    shop.checkout(other)
+    found = {
+        "id": "sub_x",
+        "object": "subscription",
+        "customer": shop.stripe_id(other),
+        "metadata": {"customer_id": victim},
+    }
+    sql("UPDATE customers SET stripe_customer_id = NULL WHERE customer_id = %(id)s", id=other)
+    assert send(shop, event(data={"object": found})).json["outcome"] == "ignored"
+    assert shop.get(f"/api/customers/{victim}")["stripeCustomerId"] is None
+
+
 def test_a_second_customer_at_stripe_for_one_of_ours_is_told(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -208,8 +208,24 @@ def _whose(event: dict[str, Any]) -> str | None:
         customer = customers.select_customer_by_stripe_id(cur, stripe_id)
     if customer is not None:
         return str(customer["customer_id"])
-    # From metadata, which only the account's owner writes: a `client_reference_id` may be the payer's.
-    return link_customer(claimed, stripe_id) if claimed else None
+    # The event only says where to look: who owns a customer is what Stripe's own record tells.
+    if claimed is None or not _is_open(claimed) or parts().stripe.owner_of(stripe_id) != claimed:
+        return None
+    return link_customer(claimed, stripe_id)
+
+
+def _is_open(customer_id: str) -> bool:
+    """Whether this customer of ours may be linked; one that is linked already is told in the log."""
+    with parts().db.statement() as cur:
+        customer = customers.select_customer(cur, customer_id)
+    if customer is None or customer["erased_at"]:
+        return False
+    if customer["stripe_customer_id"]:
+        log.warning(
+            "a customer at stripe names one of ours that is linked to another",
+            extra={"customer_id": customer_id},
+        )
+    return customer["stripe_customer_id"] is None
 
 
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
@@ -219,10 +235,6 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
         if customer is None or customer["erased_at"]:
             return None
         if customer["stripe_customer_id"]:
-            log.warning(
-                "a customer at stripe names one of ours that is linked to another",
-                extra={"customer_id": customer_id, "stripe_customer_id": stripe_customer_id},
-            )
             return None
         after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
         audit.record(
