@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,7 +126,7 @@ def floors(world: World, seconds: float) -> list[dict[str, Any]]:
         {
             "customer_id": of_n, "instance_id": "'i0'", "active_devices": "15", "total_devices": "30",
             "reported_at": "CLOCK_TIMESTAMP()", "since": "(CURRENT_TIMESTAMP - INTERVAL '7 days')",
-            "jti": "(LPAD(TO_HEX(:n), 32, '0'))",
+            "jti": "LPAD(TO_HEX(:n), 32, '0')::UUID",
         },
     )  # fmt: skip
     insert = (
@@ -136,7 +137,7 @@ def floors(world: World, seconds: float) -> list[dict[str, Any]]:
     history = for_pgbench(
         history_sql,
         {
-            "customer_id": of_n, "since": "(CURRENT_TIMESTAMP - INTERVAL '90 days')", "limit": "100",
+            "customer_id": of_n, "since": f"'{datetime.now(UTC) - timedelta(days=90)}'", "limit": "100",
             "before_at": "NULL", "before_id": "NULL",
         },
     )  # fmt: skip
