@@ -60,9 +60,11 @@ def test_every_answer_is_documented(label: str, who: str, stripe_environ, app, p
     def send(case: Case, known: str | None) -> None:
         if known:
             case.path_parameters = dict.fromkeys(case.path_parameters or {}, known)
+        judged = CHECKS
         if known and isinstance(case.body, dict) and "customerId" in case.body:
-            case.body["customerId"] = known
-        case.call_and_validate(headers=people[who], checks=CHECKS)
+            case.body["customerId"] = known  # which may mend what was wrong with the body
+            judged = [check for check in CHECKS if check is not checks.negative_data_rejection]
+        case.call_and_validate(headers=people[who], checks=judged)
 
     send()
 
