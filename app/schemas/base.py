@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -127,10 +128,45 @@ def camel_case(name: str) -> str:
 
 
 class CamelSchema(Schema):
-    """Output: camelCase names over the snake_case members of a row."""
+    """Output: camelCase names over the snake_case members of a row.
+
+    `dump` does by one pass over plain dicts what marshmallow does by a dozen calls a field. The fields
+    say what is special: a time is written out, a nested schema is asked, all else is JSON already.
+    """
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         field_obj.data_key = camel_case(field_name)
+
+    def dump(self, obj: Any, *, many: bool | None = None) -> Any:
+        if self.many if many is None else many:
+            return [self._written(row) for row in obj]
+        return self._written(obj)
+
+    def _written(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        written = {}
+        for name, key, write in self._plan:
+            if name in row:
+                value = row[name]
+                written[key] = value if write is None or value is None else write(value)
+        return written
+
+    @cached_property
+    def _plan(self) -> list[tuple[str, str, Callable[[Any], Any] | None]]:
+        return [
+            (field.attribute or name, field.data_key or name, _writer(field))
+            for name, field in self.dump_fields.items()
+        ]
+
+
+def _writer(field: fields.Field[Any]) -> Callable[[Any], Any] | None:
+    if isinstance(field, Instant):
+        return rfc3339
+    if isinstance(field, fields.Nested):
+        return field.schema.dump
+    if isinstance(field, fields.List):
+        write = _writer(field.inner)
+        return None if write is None else lambda values: [write(value) for value in values]
+    return None
 
 
 class ErrorSchema(Schema):

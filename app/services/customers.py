@@ -150,8 +150,8 @@ def get_customer(customer_id: str) -> Row:
 
 def describe_one(customer_id: str) -> dict[str, Any]:
     """A customer with the subscription that counts, or NotFound."""
-    customer = get_customer(customer_id)
     with parts().db.statement() as cur:
+        customer = get_customer(customer_id)
         return describe_customer(customer, subscriptions.select_subscriptions(cur, [customer_id]), now())
 
 
