@@ -150,9 +150,16 @@ def get_customer(customer_id: str) -> Row:
 
 def describe_one(customer_id: str) -> dict[str, Any]:
     """A customer with the subscription that counts, or NotFound."""
+    return describe_customer(*get_customer_with_subscriptions(customer_id), now())
+
+
+def get_customer_with_subscriptions(customer_id: str) -> tuple[Row, list[Row]]:
+    """The row with every subscription there ever was, or NotFound; an erased customer is not found."""
     with parts().db.statement() as cur:
-        customer = get_customer(customer_id)
-        return describe_customer(customer, subscriptions.select_subscriptions(cur, [customer_id]), now())
+        found = subscriptions.select_customer_with_subscriptions(cur, customer_id)
+    if found is None or found[0]["erased_at"]:
+        raise NotFound(f"There is no customer {customer_id}.")
+    return found
 
 
 def describe_many(page: Sequence[Row]) -> list[dict[str, Any]]:

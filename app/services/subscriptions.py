@@ -20,7 +20,7 @@ from app.parts import now, parts
 from app.plans import PLANS
 from app.queries import customers, subscriptions
 from app.services import audit
-from app.services.customers import came_back, get_customer, start_trial
+from app.services.customers import came_back, get_customer, get_customer_with_subscriptions, start_trial
 from app.services.licenses import issue_license
 from app.services.stripe_sync import sync_customer
 from app.stripe_gateway import NoAnswer
@@ -67,9 +67,7 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
 
 
 def _current(customer_id: str) -> dict[str, Any]:
-    customer = get_customer(customer_id)
-    with parts().db.statement() as cur:
-        rows = subscriptions.select_subscriptions(cur, [customer_id])
+    customer, rows = get_customer_with_subscriptions(customer_id)
     current = entitle(customer, rows, now()).subscription
     if current is None:
         raise NotFound(f"Customer {customer_id} has no subscription.")

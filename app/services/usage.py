@@ -16,8 +16,8 @@ from app.errors import Conflict, DomainError, Forbidden, NotFound, Unauthorized
 from app.observe import REPORTS
 from app.parts import now, parts
 from app.queries import usage
-from app.services.customers import get_customer, subscriptions_of
-from app.services.licenses import current_license, entitlement_of
+from app.services.customers import get_customer_with_subscriptions, subscriptions_of
+from app.services.licenses import current_license
 
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
@@ -112,9 +112,8 @@ def _still_says(row: Row) -> bool:
 
 def _derive_limit(customer_id: str) -> int | None:
     """The device limit when the current license does not tell it."""
-    customer = get_customer(customer_id)
-    with parts().db.statement() as cur:
-        return entitlement_of(cur, customer, now()).device_limit
+    customer, rows = get_customer_with_subscriptions(customer_id)
+    return entitle(customer, rows, now()).device_limit
 
 
 def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> None:
@@ -297,8 +296,8 @@ def usage_of(
     """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h."""
     since = now() - timedelta(days=days)
     with parts().db.statement() as cur:
-        customer = get_customer(customer_id)
-        entitlement = entitlement_of(cur, customer, now())
+        customer, rows = get_customer_with_subscriptions(customer_id)
+        entitlement = entitle(customer, rows, now())
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
         figures = usage.select_usage_summaries(cur, [customer_id], since)
         silent = usage.select_silent_instances(cur, customer_id=customer_id, before=now() - SILENT_AFTER)
