@@ -46,15 +46,14 @@ def failing_parts() -> dict[str, str]:
 
 def metrics_text() -> tuple[bytes, str]:
     """Prometheus' text: this process's counters (all workers' under gunicorn), and the state of affairs."""
-    registry = CollectorRegistry()
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        text = generate_latest(registry)
-    else:
-        text = generate_latest(REGISTRY)
     affairs = CollectorRegistry()
     affairs.register(_Affairs())
-    return text + generate_latest(affairs), CONTENT_TYPE_LATEST
+    told = generate_latest(affairs)  # first: asking the database makes this worker count its connections
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry) + told, CONTENT_TYPE_LATEST
 
 
 class _Affairs(Collector):
