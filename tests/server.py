@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg2
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,3 +140,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
             return found
         assert time.monotonic() < give_up, "it never came true"
         time.sleep(0.05)
+
+
+def waiting(database_url: str) -> bool:
+    """Whether some statement waits for a lock."""
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cur:
+        cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
+        found = cur.fetchone() is not None
+    connection.close()
+    return found

@@ -13,7 +13,7 @@ from app.db import Database
 from app.errors import DomainError
 from tests.conftest import ADMIN, ROOT
 from tests.factories import ago, bearer, make_customer, report_body
-from tests.server import wait_until
+from tests.server import wait_until, waiting
 
 
 def counts(url: str) -> dict[str, int]:
@@ -126,11 +126,3 @@ def test_an_interrupted_backup_leaves_no_half_file(environ, database_url, tmp_pa
     connection.rollback()
     connection.close()
     assert list(target.iterdir()) == []
-
-
-def waiting(database_url: str) -> bool:
-    with psycopg2.connect(database_url) as connection, connection.cursor() as cur:
-        cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
-        found = cur.fetchone() is not None
-    connection.close()
-    return found

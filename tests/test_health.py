@@ -12,7 +12,7 @@ from app import embedded
 from app.config import load_settings
 from app.keyring import write_key_files
 from tests.conftest import ADMIN, QUICK
-from tests.server import Server, wait_until
+from tests.server import Server, wait_until, waiting
 
 NOWHERE = "postgresql://billing:hunter2@127.0.0.1:1/billing"  # pragma: allowlist secret
 
@@ -111,15 +111,6 @@ def test_sigterm_is_told_at_once_and_finishes_what_is_in_flight(serve, database_
         cur.execute("SELECT email FROM customers")
         assert cur.fetchall() == [("ada@example.com",)]
     connection.close()
-
-
-def waiting(database_url: str) -> bool:
-    """Whether some statement waits for a lock."""
-    with psycopg2.connect(database_url) as connection, connection.cursor() as cur:
-        cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted")
-        found = cur.fetchone() is not None
-    connection.close()
-    return found
 
 
 def is_refused(server: Server) -> bool:

@@ -6,6 +6,7 @@ from flask import Response, jsonify
 from marshmallow import ValidationError
 
 from app.auth import admin, caller, own, own_or_expired, own_report, require_own
+from app.db import Row
 from app.errors import DomainError, Invalid
 from app.http import Blueprint
 from app.parts import parts
@@ -18,17 +19,17 @@ from app.schemas.usage import (
     ReportAnswer,
     Reports,
     SilentInstance,
+    SummarySchema,
     UsageAnswer,
-    customer_usage_json,
     report_answer,
     report_json,
-    summary_json,
 )
 from app.services import usage
 
 blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
 _report = NewReport()
 _silent = SilentInstance(many=True)
+_summary = SummarySchema()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
@@ -77,7 +78,7 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
         plan=entitlement.plan.name,
         deviceLimit=entitlement.device_limit,
         reports=[report_json(row) for row in page],
-        summary=summary_json(found["summary"]),
+        summary=_summary.dump(found["summary"]),
         silentInstances=_silent.dump(found["silent_instances"]),
         nextCursor=cursor(page[-1]["reported_at"], page[-1]["id"]) if more else None,
     )
@@ -87,15 +88,15 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
 @admin
 @blp.arguments(DaysQuery, location="query")
 @blp.response(200, OverviewAnswer)
-def overview(query: dict[str, Any]) -> Response:
+def overview(query: dict[str, Any]) -> Row:
     """The figures of every customer"""
     with parts().db.statement() as cur:
         rows = customers.select_customers(cur, limit=query["limit"] + 1, after=query["cursor"])
     page, more = cut(rows, query["limit"])
-    return jsonify(
-        customers=[customer_usage_json(line) for line in usage.overview(page, days=query["days"])],
-        nextCursor=cursor(page[-1]["id"]) if more else None,
-    )
+    return {
+        "customers": usage.overview(page, days=query["days"]),
+        "next_cursor": cursor(page[-1]["id"]) if more else None,
+    }
 
 
 def _judge(item: Any) -> dict[str, Any] | DomainError:

@@ -65,14 +65,6 @@ def select_customers(
     )
 
 
-def select_customers_by_id(cur: Cursor, customer_ids: list[str]) -> list[Row]:
-    """These customers, in no order."""
-    return cur.all(
-        f"SELECT {COLUMNS} FROM customers WHERE customer_id = ANY(%(customer_ids)s)",
-        {"customer_ids": customer_ids},
-    )
-
-
 def update_customer(
     cur: Cursor, *, customer_id: str, email: str, name: str | None, company_name: str | None
 ) -> Row:

@@ -194,36 +194,8 @@ class OverviewAnswer(CamelSchema):
     next_cursor = fields.String(required=True, allow_none=True)
 
 
-def summary_json(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures as `SummarySchema` has them. By hand, like the next ones: pages hold hundreds of them."""
-    return {
-        "totalReports": summary["total_reports"],
-        "avgActive": summary["avg_active"],
-        "peakActive": summary["peak_active"],
-        "currentActive": summary["current_active"],
-        "currentTotal": summary["current_total"],
-        "limit": summary["limit"],
-        "remaining": summary["remaining"],
-        "utilization": summary["utilization"],
-    }
-
-
-def customer_usage_json(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the overview as `CustomerUsage` has it."""
-    return {
-        "customerId": line["customer_id"],
-        "email": line["email"],
-        "name": line["name"],
-        "companyName": line["company_name"],
-        "plan": line["plan"],
-        "status": line["status"],
-        "deviceLimit": line["device_limit"],
-        "summary": summary_json(line["summary"]),
-    }
-
-
 def report_json(row: Row) -> dict[str, Any]:
-    """A stored report as `ReportSchema` has it."""
+    """A stored report as `ReportSchema` has it. By hand: pages hold hundreds of them."""
     return {
         "reportId": row["id"],
         "customerId": row["customer_id"],
