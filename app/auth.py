@@ -106,41 +106,40 @@ def admin(view: View) -> View:
 
 def own(view: View) -> View:
     """Operators, or the customer whose id is in the path (or checked by the view, see `require_own`)."""
-    return _own(view, allow_expired=False)
+    return _own(view)
 
 
 def own_or_expired(view: View) -> View:
     """The same, and a license that expired less than 30 days ago still serves."""
-    return _own(view, allow_expired=True)
+    return _own(view, or_expired=True)
 
 
-def own_report(view: View) -> View:
-    """The same, for usage reports: the view's one statement judges the license's standing itself.
+def own_judged(view: View) -> View:
+    """As `own`, for a view whose one statement judges the license's standing itself (`check_presented`)."""
+    return _own(view, view_judges=True)
 
-    A report that is refused before it gets there must not hide that the license does not count.
-    """
 
+def own_or_expired_judged(view: View) -> View:
+    """As `own_or_expired`, for such a view."""
+    return _own(view, or_expired=True, view_judges=True)
+
+
+def _own(view: View, *, or_expired: bool = False, view_judges: bool = False) -> View:
     @wraps(view)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        who = authenticate(allow_expired=True)
+        who = authenticate(allow_expired=or_expired)
+        if not view_judges:
+            confirm(who)
         try:
+            if "customer_id" in kwargs:
+                require_own(kwargs["customer_id"])
+            _check_ids(kwargs)
             return view(*args, **kwargs)
         except (DomainError, HTTPException):
-            confirm(who)
+            # What is refused before the view's statement must not hide that the license does not count.
+            if view_judges:
+                confirm(who)
             raise
-
-    return _declare(guarded, "own")
-
-
-def _own(view: View, *, allow_expired: bool) -> View:
-    @wraps(view)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        caller = authenticate(allow_expired=allow_expired)
-        confirm(caller)
-        if "customer_id" in kwargs:
-            require_own(kwargs["customer_id"])
-        _check_ids(kwargs)
-        return view(*args, **kwargs)
 
     return _declare(guarded, "own")
 

@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 _PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
 
 
+def members_of(row: str, columns: str) -> str:
+    """`row`, which a function of the database returns as a member of what it `found`, column by column."""
+    return ", ".join(f"(found.{row}).{column.strip()}" for column in columns.split(","))
+
+
 class Cursor(psycopg2.extensions.cursor):
     """Rows as plain dicts."""
 

@@ -7,10 +7,11 @@ from typing import Any, Final
 import click
 
 from app.db import Row
+from app.entitlements import entitle
 from app.parts import now, parts
-from app.queries import customers as customer_rows
 from app.queries import usage as usage_rows
 from app.schemas.usage import OverviewAnswer, UsageAnswer
+from app.services import customers
 from app.services import usage as usages
 from cli.output import (
     DOUBLE_RULE,
@@ -66,16 +67,11 @@ def show(customer_id: str | None, everybody: bool, days: int, to_json: bool, to_
 
 def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
     found = usages.usage_of(customer_id, days=days, limit=None)
-    granted, summary, limit = (
-        found["entitlement"],
-        found["summary"],
-        found["entitlement"].device_limit,
-    )
+    summary, limit = found["summary"], found["device_limit"]
     reports = [row | {"report_id": row["id"], "received_at": row["created_at"]} for row in found["reports"]]
     if to_json:
         answer = {
-            "customer_id": customer_id, "plan": granted.plan.name, "device_limit": limit, "reports": reports,
-            "summary": summary, "silent_instances": found["silent_instances"], "next_cursor": None,
+            **found, "customer_id": customer_id, "reports": reports, "next_cursor": None,
         }  # fmt: skip
         echo_json(UsageAnswer().dump(answer))
         return
@@ -83,7 +79,8 @@ def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
         columns = ("reported_at", "instance_id", "active_devices", "total_devices")
         echo_csv(columns, ([row[name] for name in columns] for row in reports))
         return
-    customer = found["customer"]
+    customer, subscriptions = customers.get_customer_with_subscriptions(customer_id)
+    granted = entitle(customer, subscriptions, now())
     click.echo("Customer Information:")
     click.echo(DOUBLE_RULE)
     echo_fields(
@@ -97,7 +94,7 @@ def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
     click.echo(DOUBLE_RULE)
     click.echo("\nSubscription Information:")
     click.echo(RULE)
-    renewal = granted.subscription and granted.subscription["current_period_ends_at"]
+    renewal = granted.subscription["current_period_ends_at"] if granted.subscription else None
     echo_fields(
         {
             "Plan": granted.plan.name.upper(),
@@ -184,9 +181,7 @@ def _echo_chart(customer_id: str, days: int, limit: int | None) -> None:
 
 
 def _show_all(days: int, to_json: bool, to_csv: bool) -> None:
-    with parts().db.statement() as cur:
-        page = customer_rows.select_customers(cur)
-    lines = usages.overview(page, days=days)
+    lines = usages.overview(days=days)
     if to_json:
         echo_json(OverviewAnswer().dump({"customers": lines, "next_cursor": None}))
         return

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.auth import admin, own
+from app.auth import admin, caller, own, own_judged
 from app.db import Row
 from app.http import Blueprint
 from app.idempotency import idempotent
@@ -50,11 +50,11 @@ def list_customers(query: dict[str, Any]) -> Row:
 
 
 @blp.route("/<customer_id>", methods=["GET"])
-@own
+@own_judged
 @blp.response(200, CustomerSchema)
 def show(customer_id: str) -> Row:
     """Show a customer"""
-    return describe_one(customer_id)
+    return describe_one(customer_id, caller().jti)
 
 
 @blp.route("/<customer_id>", methods=["PATCH"], errors=(409, 502))

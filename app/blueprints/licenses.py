@@ -4,7 +4,7 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from app.auth import admin, own_or_expired, public
+from app.auth import admin, caller, own_or_expired_judged, public
 from app.db import Row
 from app.http import Blueprint
 from app.licenses import ALGORITHM, rfc3339
@@ -25,11 +25,11 @@ blp = Blueprint("licenses", __name__, description="What they may use, in a signe
 
 
 @blp.route("/api/licenses/<customer_id>", methods=["GET"])
-@own_or_expired
+@own_or_expired_judged
 @blp.response(200, LicenseAnswer)
 def show(customer_id: str) -> Row:
     """Hand out the current license"""
-    current = licenses.current_license(customer_id)
+    current = licenses.current_license(customer_id, caller().jti)
     key = licenses.find_key(current["kid"]) or licenses.signing_key().public
     return current | {"license": current["token"], "public_key": key.pem}
 

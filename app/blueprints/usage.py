@@ -5,12 +5,10 @@ from typing import Any
 from flask import Response, jsonify
 from marshmallow import ValidationError
 
-from app.auth import admin, caller, own, own_or_expired, own_report, require_own
+from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
 from app.db import Row
 from app.errors import DomainError, Invalid
 from app.http import Blueprint
-from app.parts import parts
-from app.queries import customers
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
@@ -33,7 +31,7 @@ _summary = SummarySchema()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
-@own_report
+@own_or_expired_judged
 @blp.arguments(
     NewReport, description="The two figures may also stand under `metrics`; snake_case is taken too."
 )
@@ -65,18 +63,23 @@ def reports(body: dict[str, Any]) -> Response:
 
 
 @blp.route("/<customer_id>", methods=["GET"])
-@own
+@own_judged
 @blp.arguments(ReportsQuery, location="query")
 @blp.response(200, UsageAnswer)
 def show(query: dict[str, Any], customer_id: str) -> Response:
     """Reports, newest first, and what they sum up to"""
-    found = usage.usage_of(customer_id, days=query["days"], limit=query["limit"] + 1, before=query["cursor"])
+    found = usage.usage_of(
+        customer_id,
+        days=query["days"],
+        limit=query["limit"] + 1,
+        before=query["cursor"],
+        jti=caller().jti,
+    )
     page, more = cut(found["reports"], query["limit"])
-    entitlement = found["entitlement"]
     return jsonify(
         customerId=customer_id,
-        plan=entitlement.plan.name,
-        deviceLimit=entitlement.device_limit,
+        plan=found["plan"],
+        deviceLimit=found["device_limit"],
         reports=[report_json(row) for row in page],
         summary=_summary.dump(found["summary"]),
         silentInstances=_silent.dump(found["silent_instances"]),
@@ -90,13 +93,9 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
 @blp.response(200, OverviewAnswer)
 def overview(query: dict[str, Any]) -> Row:
     """The figures of every customer"""
-    with parts().db.statement() as cur:
-        rows = customers.select_customers(cur, limit=query["limit"] + 1, after=query["cursor"])
+    rows = usage.overview(days=query["days"], limit=query["limit"] + 1, after=query["cursor"])
     page, more = cut(rows, query["limit"])
-    return {
-        "customers": usage.overview(page, days=query["days"]),
-        "next_cursor": cursor(page[-1]["id"]) if more else None,
-    }
+    return {"customers": page, "next_cursor": cursor(page[-1]["id"]) if more else None}
 
 
 def _judge(item: Any) -> dict[str, Any] | DomainError:

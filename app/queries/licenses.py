@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from app.db import Cursor, Row
+from app.db import Cursor, Row, members_of
 
 COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
              issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
@@ -33,6 +33,19 @@ def select_current_license(cur: Cursor, customer_id: str) -> Row | None:
            AND superseded_at IS NULL
         """,
         {"customer_id": customer_id},
+    )
+
+
+def select_license_to_hand_out(cur: Cursor, customer_id: str, jti: str | None) -> Row | None:
+    """The current license of a customer, its columns None when there is none, and what is known of the
+    license presented (`jti`). None: there is no such customer.
+    """
+    return cur.one(
+        f"""
+        SELECT {members_of("current", COLUMNS)}, erased_at, license_known, license_revoked_at
+          FROM read_license(%(customer_id)s, %(jti)s) AS found
+        """,
+        {"customer_id": customer_id, "jti": jti},
     )
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from app.db import Cursor, Row
+from app.db import Cursor, Row, members_of
 from app.queries import customers
 
 COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
@@ -68,30 +68,29 @@ def select_subscriptions(cur: Cursor, customer_ids: list[str]) -> list[Row]:
     )
 
 
-def select_customer_with_subscriptions(cur: Cursor, customer_id: str) -> tuple[Row, list[Row]] | None:
-    """A customer and every subscription it ever had; the pair that most readers need, in one round trip."""
+def select_customer_with_subscriptions(
+    cur: Cursor, customer_id: str, jti: str | None = None
+) -> tuple[Row, list[Row]] | None:
+    """A customer and every subscription it ever had; the pair that most readers need, in one round trip.
+
+    The customer's row tells also what is known of the license presented (`jti`).
+    """
     cur.execute(
         f"""
-        SELECT {_of("customer", customers.COLUMNS)}, {_of("subscription", COLUMNS)}
-          FROM customers AS customer
-          LEFT JOIN subscriptions AS subscription USING (customer_id)
-         WHERE customer.customer_id = %(customer_id)s
-         ORDER BY subscription.id
+        SELECT {members_of("customer", customers.COLUMNS)}, license_known, license_revoked_at,
+               {members_of("subscription", COLUMNS)}
+          FROM read_customer(%(customer_id)s, %(jti)s) AS found
         """,
-        {"customer_id": customer_id},
+        {"customer_id": customer_id, "jti": jti},
     )
     found = cur.fetchall()
     if not found:
         return None
     names = [column[0] for column in cur.description or ()]
-    width = customers.COLUMNS.count(",") + 1
+    width = customers.COLUMNS.count(",") + 3
     rows = [dict(zip(names[width:], row[width:], strict=True)) for row in found]
     has_any = rows[0]["id"] is not None
     return dict(zip(names[:width], found[0], strict=False)), rows if has_any else []
-
-
-def _of(table: str, columns: str) -> str:
-    return ", ".join(f"{table}.{column.strip()}" for column in columns.split(","))
 
 
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:

@@ -7,6 +7,9 @@ from typing import Any
 from app.db import Cursor, Row
 
 COLUMNS = "id, customer_id, instance_id, active_devices, total_devices, reported_at, created_at"
+FIGURES = """COALESCE(total_reports, 0) AS total_reports, COALESCE(avg_active, 0) AS avg_active,
+             COALESCE(peak_active, 0) AS peak_active, COALESCE(current_active, 0) AS current_active,
+             COALESCE(current_total, 0) AS current_total"""
 
 
 def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
@@ -90,22 +93,15 @@ def select_usage_reports(
     before: tuple[datetime, int] | None = None,
 ) -> list[Row]:
     """A page of one customer's reports, newest first; `before` is (reported_at, id) of the last one seen."""
-    before_at, before_id = before or (None, None)
+    before_at, before_id = before or ("infinity", 0)
     return cur.all(
         f"""
         SELECT {COLUMNS}
-          FROM usage_reports
-         WHERE customer_id = %(customer_id)s
-           AND (%(since)s::TIMESTAMPTZ IS NULL OR reported_at >= %(since)s)
-           AND (%(before_at)s::TIMESTAMPTZ IS NULL
-                OR reported_at <= %(before_at)s -- what lets whole months be left out
-               AND (reported_at, id) < (%(before_at)s::TIMESTAMPTZ, %(before_id)s::BIGINT))
-         ORDER BY reported_at DESC, id DESC
-         LIMIT %(limit)s
+          FROM read_usage_reports(%(customer_id)s, %(since)s, %(before_at)s, %(before_id)s, %(limit)s)
         """,
         {
             "customer_id": customer_id,
-            "since": since,
+            "since": since or "-infinity",
             "limit": limit,
             "before_at": before_at,
             "before_id": before_id,
@@ -113,39 +109,48 @@ def select_usage_reports(
     )
 
 
-def select_usage_summaries(cur: Cursor, customer_ids: list[str], since: datetime) -> list[Row]:
-    """The figures of the contract's section 6 per customer that reported since then."""
-    return cur.all(
-        """
-        WITH instance_days AS (
-             SELECT customer_id, COUNT(*) AS reports, MAX(active_devices) AS active,
-                    (reported_at AT TIME ZONE 'UTC')::DATE AS day
-               FROM usage_reports
-              WHERE customer_id = ANY(%(customer_ids)s)
-                AND reported_at >= %(since)s
-              GROUP BY customer_id, instance_id, day
-        ), days AS (
-             SELECT customer_id, SUM(reports)::BIGINT AS reports, SUM(active) AS active
-               FROM instance_days
-              GROUP BY customer_id, day
-        ), totals AS (
-             SELECT customer_id, SUM(reports)::BIGINT AS total_reports,
-                    SUM(active)::FLOAT / COUNT(*) AS avg_active, MAX(active) AS peak_active
-               FROM days
-              GROUP BY customer_id
-        ), current AS (
-             SELECT customer_id, SUM(active_devices)::BIGINT AS current_active,
-                    SUM(total_devices)::BIGINT AS current_total
-               FROM instances
-              WHERE customer_id = ANY(%(customer_ids)s)
-                AND last_reported_at >= %(since)s
-              GROUP BY customer_id
-        )
-        SELECT customer_id, total_reports, avg_active, peak_active, current_active, current_total
-          FROM totals
-          JOIN current USING (customer_id)
+def select_usage_of(cur: Cursor, customer_id: str, *, jti: str | None, since: datetime) -> Row | None:
+    """What a customer may use by its current license, the figures of the contract's section 6 since then,
+    and what is known of the license presented (`jti`). None: there is no such customer.
+    """
+    return cur.one(
+        f"""
+        SELECT (found.current).plan, (found.current).device_limit, (found.current).renews_at,
+               (found.current).recheck, erased_at, license_known, license_revoked_at, {FIGURES}
+          FROM read_license(%(customer_id)s, %(jti)s) AS found
+          LEFT JOIN read_usage_figures(ARRAY[%(customer_id)s], %(since)s) ON TRUE
         """,
-        {"customer_ids": customer_ids, "since": since},
+        {"customer_id": customer_id, "jti": jti, "since": since},
+    )
+
+
+def select_usage_overview(
+    cur: Cursor, *, since: datetime, limit: int | None, after: int | None = None
+) -> list[Row]:
+    """A page of customers (or all), oldest first, with what each may use by its current license, and the
+    same figures; erased ones are left out.
+    """
+    return cur.all(
+        f"""
+        WITH page AS MATERIALIZED (
+             SELECT id, customer_id, email, name, company_name, max_devices, retention_days, created_at
+               FROM customers
+              WHERE erased_at IS NULL
+                AND (%(after)s::BIGINT IS NULL OR id > %(after)s)
+              ORDER BY id
+              LIMIT %(limit)s
+        )
+        SELECT page.*, current.plan, current.status, current.device_limit, current.renews_at,
+               current.recheck, {FIGURES}
+          FROM page
+          LEFT JOIN licenses AS current
+            ON current.customer_id = page.customer_id
+           AND current.superseded_at IS NULL
+          LEFT JOIN read_usage_figures((SELECT ARRAY_AGG(customer_id)::TEXT[] FROM page), %(since)s)
+               AS figures ON figures.customer_id = page.customer_id
+         ORDER BY page.id
+        """,
+        {"since": since, "limit": limit, "after": after},
     )
 
 

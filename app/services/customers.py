@@ -17,7 +17,7 @@ from app.parts import now, parts
 from app.queries import audit as audit_log
 from app.queries import customers, events, idempotency, licenses, subscriptions, usage
 from app.services import audit
-from app.services.licenses import issue_license
+from app.services.licenses import check_presented, issue_license
 
 ID_LENGTH: Final = 16
 _ID_ALPHABET: Final = string.ascii_lowercase + string.digits
@@ -148,18 +148,19 @@ def get_customer(customer_id: str) -> Row:
     return customer
 
 
-def describe_one(customer_id: str) -> dict[str, Any]:
-    """A customer with the subscription that counts, or NotFound."""
-    return describe_customer(*get_customer_with_subscriptions(customer_id), now())
+def describe_one(customer_id: str, jti: str | None = None) -> dict[str, Any]:
+    """A customer with the subscription that counts; raises as below."""
+    return describe_customer(*get_customer_with_subscriptions(customer_id, jti), now())
 
 
-def get_customer_with_subscriptions(customer_id: str) -> tuple[Row, list[Row]]:
-    """The row with every subscription there ever was, or NotFound; an erased customer is not found."""
+def get_customer_with_subscriptions(customer_id: str, jti: str | None = None) -> tuple[Row, list[Row]]:
+    """The row with every subscription there ever was. `jti` is the license presented, if one was.
+
+    Raises NotFound, also for an erased customer, and what `check_presented` does.
+    """
     with parts().db.statement() as cur:
-        found = subscriptions.select_customer_with_subscriptions(cur, customer_id)
-    if found is None or found[0]["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
-    return found
+        customer, rows = subscriptions.select_customer_with_subscriptions(cur, customer_id, jti) or (None, [])
+    return check_presented(customer, customer_id, jti), rows
 
 
 def describe_many(page: Sequence[Row]) -> list[dict[str, Any]]:

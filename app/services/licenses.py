@@ -10,7 +10,7 @@ from flask import has_request_context
 from app.config import ConfigError
 from app.db import Cursor, Row
 from app.entitlements import Entitlement, entitle, license_expiry
-from app.errors import Forbidden, NotFound, Unavailable
+from app.errors import Forbidden, NotFound, Unauthorized, Unavailable
 from app.licenses import (
     InvalidToken,
     PublicKey,
@@ -30,16 +30,37 @@ REVOCATION_LIST_HOURS: Final = 24
 log = logging.getLogger(__name__)
 
 
-def current_license(customer_id: str) -> Row:
-    """The license row to hand out, issued now if need be.
+def current_license(customer_id: str, jti: str | None = None) -> Row:
+    """The license row to hand out, issued now if need be. `jti` is the license presented, if one was.
 
-    Raises NotFound, or Forbidden when the customer's licenses are revoked.
+    Raises NotFound, Forbidden when the customer's licenses are revoked, and what `check_presented` does.
     """
     with parts().db.statement() as cur:
-        current = licenses.select_current_license(cur, customer_id)
-    if current and not current["recheck"] and now() < current["renews_at"]:
-        return current
-    return renew_license(customer_id)
+        found = licenses.select_license_to_hand_out(cur, customer_id, jti)
+    found = check_presented(found, customer_id, jti)
+    return found if still_says(found) else renew_license(customer_id)
+
+
+def check_presented(found: Row | None, customer_id: str, jti: str | None) -> Row:
+    """What was found about a customer, if it is there and the license presented for it (`jti`) counts.
+
+    Raises Unauthorized or Forbidden for the license, NotFound for the customer.
+    """
+    if found is None or found["erased_at"]:
+        if jti is None:
+            raise NotFound(f"There is no customer {customer_id}.")
+        raise Unauthorized("This license is not on record.")
+    if jti is not None and not found["license_known"]:
+        raise Unauthorized("This license is not on record.")
+    if found["license_revoked_at"]:
+        raise Forbidden("This license is revoked.")
+    return found
+
+
+def still_says(current: Row) -> bool:
+    """Whether the current license of this row, if it has one, tells what the customer may use now."""
+    renews_at = current["renews_at"]
+    return renews_at is not None and not current["recheck"] and now() < renews_at
 
 
 def renew_license(customer_id: str) -> Row:

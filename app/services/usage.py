@@ -11,13 +11,13 @@ from typing import Any, Final
 import psycopg2
 
 from app.db import Cursor, Row
-from app.entitlements import entitle
-from app.errors import Conflict, DomainError, Forbidden, NotFound, Unauthorized
+from app.entitlements import Entitlement, entitle
+from app.errors import Conflict, DomainError, Forbidden, NotFound
 from app.observe import REPORTS
 from app.parts import now, parts
 from app.queries import usage
 from app.services.customers import get_customer_with_subscriptions, subscriptions_of
-from app.services.licenses import current_license
+from app.services.licenses import check_presented, current_license, still_says
 
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
@@ -49,8 +49,7 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
     since = now() - IN_USE_WITHIN
     with parts().db.statement() as cur:
         row = usage.insert_usage_report(cur, report | {"jti": jti, "since": since})
-        _refuse(row, report["customer_id"], jti)
-        assert row is not None
+        row = check_presented(row, report["customer_id"], jti)
         is_new = row["id"] is not None
         stored = {"id": row["id"], "created_at": row["created_at"]} if is_new else _first(cur, report)
         answer = {**report, **stored, "last_reported_at": row["last_reported_at"]}
@@ -59,16 +58,6 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
             _watch(cur, answer, row, since)
     REPORTS.labels("accepted" if is_new else "duplicate").inc()
     return answer, is_new
-
-
-def _refuse(row: Row | None, customer_id: str, jti: str | None) -> None:
-    if row is None or (row["erased_at"] and jti is None):
-        raise NotFound(f"There is no customer {customer_id}.")
-    if jti is not None:
-        if row["erased_at"] or not row["license_known"]:
-            raise Unauthorized("This license is not on record.")
-        if row["license_revoked_at"]:
-            raise Forbidden("This license is revoked.")
 
 
 def _first(cur: Cursor, report: dict[str, Any]) -> Row:
@@ -87,13 +76,13 @@ def _differs(report: Row, stored: Row) -> bool:
 def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
     """Add what the customer may use, and the license that an instance with an old one should take."""
     device_limit = row["device_limit"]
-    if jti is not None and (row["current_jti"] != jti or not _still_says(row)):
+    if jti is not None and (row["current_jti"] != jti or not still_says(row)):
         current = current_license(answer["customer_id"])
         device_limit = current["device_limit"]
         if current["jti"] != jti:
             answer["license"] = current["token"]
-    elif not _still_says(row):
-        device_limit = _derive_limit(answer["customer_id"])
+    elif not still_says(row):
+        device_limit = _granted_now(answer["customer_id"]).device_limit
     used = answer["active_devices"]
     answer["device_limit"] = device_limit
     answer["utilization"] = utilization(used, device_limit)
@@ -105,15 +94,10 @@ def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
         answer["warning"] = warning
 
 
-def _still_says(row: Row) -> bool:
-    """Whether the current license of this row tells what the customer may use now."""
-    return row["current_jti"] is not None and not row["recheck"] and now() < row["renews_at"]
-
-
-def _derive_limit(customer_id: str) -> int | None:
-    """The device limit when the current license does not tell it."""
+def _granted_now(customer_id: str) -> Entitlement:
+    """What a customer may use when its current license does not tell."""
     customer, rows = get_customer_with_subscriptions(customer_id)
-    return entitle(customer, rows, now()).device_limit
+    return entitle(customer, rows, now())
 
 
 def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> None:
@@ -255,7 +239,7 @@ def _watch_batch(new: Sequence[Row], known: Sequence[Row], before: dict[str, Row
     last = {(row["customer_id"], row["instance_id"]): row for row in known}
     instances = {customer_id: standing["instances"] for customer_id, standing in before.items()}
     for customer_id, standing in _standings(new, since).items():
-        limit = standing["device_limit"] if _still_says(standing) else _derive_limit(customer_id)
+        limit = standing["device_limit"] if still_says(standing) else _granted_now(customer_id).device_limit
         with parts().db.statement() as cur:
             for key in sorted(key for key in newest if key[0] == customer_id):
                 report, previous = newest[key], last.get(key)
@@ -291,52 +275,54 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, datetime]:
 
 
 def usage_of(
-    customer_id: str, *, days: int, limit: int | None, before: tuple[datetime, int] | None = None
+    customer_id: str,
+    *,
+    days: int,
+    limit: int | None,
+    before: tuple[datetime, int] | None = None,
+    jti: str | None = None,
 ) -> dict[str, Any]:
-    """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h."""
+    """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h.
+
+    `jti` is the license presented, if one was; raises what `check_presented` does.
+    """
     since = now() - timedelta(days=days)
     with parts().db.statement() as cur:
-        customer, rows = get_customer_with_subscriptions(customer_id)
-        entitlement = entitle(customer, rows, now())
+        found = usage.select_usage_of(cur, customer_id, jti=jti, since=since)
+        row = check_presented(found, customer_id, jti)
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
-        figures = usage.select_usage_summaries(cur, [customer_id], since)
         silent = usage.select_silent_instances(cur, customer_id=customer_id, before=now() - SILENT_AFTER)
+    if not still_says(row):
+        granted = _granted_now(customer_id)
+        row |= {"plan": granted.plan.name, "device_limit": granted.device_limit}
     return {
-        "customer": customer,
-        "entitlement": entitlement,
+        "plan": row["plan"],
+        "device_limit": row["device_limit"],
         "reports": reports,
-        "summary": summarize(figures[0] if figures else None, entitlement.device_limit),
+        "summary": summarize(row),
         "silent_instances": silent,
     }
 
 
-def overview(page: Sequence[Row], *, days: int) -> list[dict[str, Any]]:
-    """The figures of each customer of a page, over the last `days` × 24 h."""
-    since = now() - timedelta(days=days)
-    rows = subscriptions_of(page)
+def overview(*, days: int, limit: int | None = None, after: int | None = None) -> list[Row]:
+    """A page of customers (or all) with what each may use and its figures over the last `days` × 24 h."""
     with parts().db.statement() as cur:
-        found = {row["customer_id"]: row for row in usage.select_usage_summaries(cur, list(rows), since)}
-    lines = []
-    for customer in page:
-        entitlement = entitle(customer, rows[customer["customer_id"]], now())
-        lines.append(
-            customer
-            | {
-                "plan": entitlement.plan.name,
-                "status": entitlement.status,
-                "device_limit": entitlement.device_limit,
-                "summary": summarize(found.get(customer["customer_id"]), entitlement.device_limit),
-            }
-        )
-    return lines
+        rows = usage.select_usage_overview(cur, since=now() - timedelta(days=days), limit=limit, after=after)
+    outdated = [row for row in rows if not still_says(row)]
+    of = subscriptions_of(outdated) if outdated else {}
+    for row in outdated:
+        granted = entitle(row, of[row["customer_id"]], now())
+        row |= {
+            "plan": granted.plan.name, "status": granted.status, "device_limit": granted.device_limit,
+        }  # fmt: skip
+    return [row | {"summary": summarize(row)} for row in rows]
 
 
-def summarize(figures: Row | None, device_limit: int | None) -> dict[str, Any]:
-    """The summary of the API from the summed figures; None: nothing was reported."""
-    figures = figures or dict.fromkeys(FIGURES_OF_A_WINDOW, 0)
-    used = figures["current_active"]
+def summarize(row: Row) -> dict[str, Any]:
+    """The summary of the API: the figures of a row against its device limit."""
+    used, device_limit = row["current_active"], row["device_limit"]
     return {
-        **{name: figures[name] for name in FIGURES_OF_A_WINDOW},
+        **{name: row[name] for name in FIGURES_OF_A_WINDOW},
         "limit": device_limit,
         "remaining": None if device_limit is None else max(0, device_limit - used),
         "utilization": utilization(used, device_limit),

@@ -138,7 +138,7 @@ def floors(world: World, seconds: float) -> list[dict[str, Any]]:
         history_sql,
         {
             "customer_id": of_n, "since": f"'{datetime.now(UTC) - timedelta(days=90)}'", "limit": "100",
-            "before_at": "NULL", "before_id": "NULL",
+            "before_at": "'infinity'", "before_id": "0",
         },
     )  # fmt: skip
     customer = f"SELECT customer_id, email, name, company_name FROM customers WHERE customer_id = {of_n};\n"

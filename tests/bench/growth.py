@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg2
 
 from app.db import Cursor
-from app.queries import customers, usage
+from app.queries import usage
 from tests.bench.servers import postgres
 from tests.bench.world import build, customer_id, jti
 
@@ -132,12 +132,12 @@ def _statements(cur: Cursor, people: int) -> dict[str, Callable[[], Any]]:
         )
 
     def page() -> None:
-        rows = customers.select_customers(cur, limit=100, after=max(0, who() - 100))
         since = datetime.now(UTC) - timedelta(days=7)
-        usage.select_usage_summaries(cur, [row["customer_id"] for row in rows], since)
+        usage.select_usage_overview(cur, since=since, limit=100, after=max(0, who() - 100))
 
     def summary() -> None:
-        usage.select_usage_summaries(cur, [customer_id(who())], datetime.now(UTC) - timedelta(days=30))
+        since = datetime.now(UTC) - timedelta(days=30)
+        usage.select_usage_of(cur, customer_id(who()), jti=None, since=since)
 
     return {
         "history, first page of 100": lambda: history(False),
