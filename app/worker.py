@@ -11,6 +11,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 RECEIVE_SECONDS: Final = 15
 SEND_SECONDS: Final = 30
+ACCEPT_PAUSE_SECONDS: Final = 0.0003
 
 
 class PatientWorker(ThreadWorker):
@@ -31,6 +32,15 @@ class PatientWorker(ThreadWorker):
             conn.parser = parser = get_parser(self.cfg, source, conn.client)
         parser.unreader.sock.begin()
         super().enqueue_req(conn)
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take one connection, then stand back a moment.
+
+        In its slice of time one worker would else take every connection of a burst, and keep them
+        while the other workers have none.
+        """
+        super().accept(listener)
+        time.sleep(ACCEPT_PAUSE_SECONDS)
 
     def set_accept_enabled(self, enabled: bool | None) -> None:
         """When stopping, take who has connected already and close the door.
