@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from app import auth, errors
 from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
 from app.config import ConfigError, Settings, load_settings
+from app.encoding import JsonProvider
 from app.http import BATCH_LIMIT, BODY_LIMIT
 from app.observe import logging_config, observe
 from app.parts import Parts
@@ -25,6 +26,8 @@ class App(Flask):
     """Flask without asynchronous views, for which a setting that went wrong while serving (a key file)
     is no reason to exit.
     """
+
+    json_provider_class = JsonProvider
 
     def ensure_sync(self, func: Any) -> Any:
         return func
@@ -55,8 +58,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
     app = App("app", static_folder=None)
     app.extensions["parts"] = Parts(settings)
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.json.compact = True  # type: ignore[attr-defined]
     app.config.update(
         MAX_CONTENT_LENGTH=BODY_LIMIT,
         API_TITLE="Zemfyre billing control plane",

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwk, jws
 from jose.backends.cryptography_backend import CryptographyRSAKey
 
+from app.encoding import rfc3339
 from app.entitlements import Entitlement
 from app.plans import UNLIMITED_IN_LICENSE
 
@@ -224,11 +225,6 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
         expires_at=datetime.fromtimestamp(claims["exp"], UTC),
         claims=claims,
     )
-
-
-def rfc3339(moment: datetime) -> str:
-    """UTC with `Z`; fractions only where there are some."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _thumbprint(numbers: rsa.RSAPublicNumbers) -> str:

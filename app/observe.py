@@ -1,6 +1,5 @@
 """What the service tells of itself: one log line per request, and Prometheus metrics."""
 
-import json
 import logging
 import logging.config
 import re
@@ -11,6 +10,8 @@ from typing import Any, Final
 
 from flask import Flask, Response, g, request
 from prometheus_client import Counter, Gauge, Histogram
+
+from app.encoding import to_json
 
 REQUESTS: Final = Counter("billing_http_requests_total", "Requests answered", ["method", "route", "status"])
 SECONDS: Final = Histogram(
@@ -70,7 +71,7 @@ class JsonFormatter(logging.Formatter):
         line |= {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return redacted(json.dumps(line, default=str))
+        return redacted(to_json(line))
 
 
 class TextFormatter(logging.Formatter):

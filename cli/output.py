@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import click
@@ -15,8 +15,8 @@ from flask.cli import AppGroup
 from marshmallow import Schema, ValidationError
 
 from app.config import ConfigError
+from app.encoding import plain, rfc3339
 from app.errors import DomainError
-from app.licenses import rfc3339
 from app.parts import set_actor
 from app.schemas.base import camel_case
 
@@ -84,7 +84,7 @@ def load(schema: Schema, **values: Any) -> dict[str, Any]:
 
 
 def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    click.echo(json.dumps(value, default=plain, ensure_ascii=False, indent=2))
 
 
 def echo_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -148,14 +148,6 @@ def percent(ratio: float | None) -> str | None:
 
 def or_unlimited(figure: int | None, unit: str = "") -> str:
     return "Unlimited" if figure is None else f"{figure}{unit}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    return str(value)
 
 
 def _cell(value: Any) -> Any:

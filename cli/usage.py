@@ -68,7 +68,7 @@ def show(customer_id: str | None, everybody: bool, days: int, to_json: bool, to_
 def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
     found = usages.usage_of(customer_id, days=days, limit=None)
     summary, limit = found["summary"], found["device_limit"]
-    reports = [row | {"report_id": row["id"], "received_at": row["created_at"]} for row in found["reports"]]
+    reports = found["reports"]
     if to_json:
         answer = {
             **found, "customer_id": customer_id, "reports": reports, "next_cursor": None,

@@ -192,6 +192,15 @@ def test_separate_locks_leave_the_pool_to_the_work(database_url: str) -> None:
     database.close()
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/St_Johns"])
+def test_times_are_in_utc_whatever_the_session_says(db: Database, zone: str) -> None:
+    with db.transaction() as cur:
+        cur.execute("SELECT SET_CONFIG('timezone', %(zone)s, TRUE)", {"zone": zone})
+        row = cur.the("SELECT TIMESTAMPTZ '2026-01-31 10:00:00.5+02' AS at, NULL::TIMESTAMPTZ AS never")
+    assert repr(row["at"]) == "datetime.datetime(2026, 1, 31, 8, 0, 0, 500000, tzinfo=datetime.timezone.utc)"
+    assert row["never"] is None
+
+
 def test_unreachable_server_is_unavailable() -> None:
     database = Database("postgresql://nobody@127.0.0.1:1/none", 1)
     for _ in range(3):

@@ -7,7 +7,7 @@ from flask import Response, jsonify, request
 from app.auth import admin, caller, own_or_expired_judged, public
 from app.db import Row
 from app.http import Blueprint
-from app.licenses import ALGORITHM, rfc3339
+from app.licenses import ALGORITHM
 from app.schemas.licenses import (
     JwksAnswer,
     LicenseAnswer,
@@ -88,7 +88,7 @@ def jwks() -> Response:
 def revocations() -> Response:
     """The signed list of revoked licenses, to check offline"""
     token, _, expires_at = licenses.revocation_list()
-    return _cacheable(jsonify(revocations=token, expiresAt=rfc3339(expires_at)), seconds=300)
+    return _cacheable(jsonify(revocations=token, expiresAt=expires_at), seconds=300)
 
 
 def _cacheable(response: Response, *, seconds: int) -> Response:

@@ -16,18 +16,13 @@ from app.schemas.usage import (
     OverviewAnswer,
     ReportAnswer,
     Reports,
-    SilentInstance,
-    SummarySchema,
     UsageAnswer,
-    report_answer,
-    report_json,
 )
 from app.services import usage
 
 blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
 _report = NewReport()
-_silent = SilentInstance(many=True)
-_summary = SummarySchema()
+_answer = ReportAnswer()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
@@ -41,7 +36,7 @@ def report(body: dict[str, Any]) -> Response:
     """Take in a usage report, and renew the license if need be"""
     require_own(body["customer_id"])
     answer, is_new = usage.receive_report(body, caller().jti)
-    response = jsonify(report_answer(answer))
+    response = jsonify(_answer.dump(answer))
     response.status_code = 201 if is_new else 200
     return response
 
@@ -66,7 +61,7 @@ def reports(body: dict[str, Any]) -> Response:
 @own_judged
 @blp.arguments(ReportsQuery, location="query")
 @blp.response(200, UsageAnswer)
-def show(query: dict[str, Any], customer_id: str) -> Response:
+def show(query: dict[str, Any], customer_id: str) -> Row:
     """Reports, newest first, and what they sum up to"""
     found = usage.usage_of(
         customer_id,
@@ -76,15 +71,11 @@ def show(query: dict[str, Any], customer_id: str) -> Response:
         jti=caller().jti,
     )
     page, more = cut(found["reports"], query["limit"])
-    return jsonify(
-        customerId=customer_id,
-        plan=found["plan"],
-        deviceLimit=found["device_limit"],
-        reports=[report_json(row) for row in page],
-        summary=_summary.dump(found["summary"]),
-        silentInstances=_silent.dump(found["silent_instances"]),
-        nextCursor=cursor(page[-1]["reported_at"], page[-1]["id"]) if more else None,
-    )
+    return found | {
+        "customer_id": customer_id,
+        "reports": page,
+        "next_cursor": cursor(page[-1]["reported_at"], page[-1]["id"]) if more else None,
+    }
 
 
 @blp.route("", methods=["GET"])

@@ -2,15 +2,13 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
-
-from app.licenses import rfc3339
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -98,13 +96,13 @@ class Url(Text):
 
 
 class Instant(fields.DateTime):
-    """RFC 3339 with offset in, UTC with `Z` out."""
+    """RFC 3339 with offset in; out it is a time still, which `to_json` writes."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
         return read_instant(value)
 
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else rfc3339(value)
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> Any:
+        return value
 
 
 def read_instant(value: Any) -> datetime:
@@ -130,8 +128,8 @@ def camel_case(name: str) -> str:
 class CamelSchema(Schema):
     """Output: camelCase names over the snake_case members of a row.
 
-    `dump` does by one pass over plain dicts what marshmallow does by a dozen calls a field. The fields
-    say what is special: a time is written out, a nested schema is asked, all else is JSON already.
+    `dump` does by one pass over plain dicts what marshmallow does by a dozen calls a field. Only nested
+    schemas have work to do; all else is JSON already, or a time.
     """
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
@@ -143,30 +141,25 @@ class CamelSchema(Schema):
         return self._written(obj)
 
     def _written(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        written = {}
-        for name, key, write in self._plan:
-            if name in row:
-                value = row[name]
-                written[key] = value if write is None or value is None else write(value)
+        written = {key: row[name] for name, key in self._names if name in row}
+        for key, schema, is_list in self._nested:
+            if written.get(key) is not None:
+                written[key] = schema.dump(written[key], many=is_list)
         return written
 
     @cached_property
-    def _plan(self) -> list[tuple[str, str, Callable[[Any], Any] | None]]:
-        return [
-            (field.attribute or name, field.data_key or name, _writer(field))
-            for name, field in self.dump_fields.items()
-        ]
+    def _names(self) -> list[tuple[str, str]]:
+        return [(field.attribute or name, field.data_key or name) for name, field in self.dump_fields.items()]
 
-
-def _writer(field: fields.Field[Any]) -> Callable[[Any], Any] | None:
-    if isinstance(field, Instant):
-        return rfc3339
-    if isinstance(field, fields.Nested):
-        return field.schema.dump
-    if isinstance(field, fields.List):
-        write = _writer(field.inner)
-        return None if write is None else lambda values: [write(value) for value in values]
-    return None
+    @cached_property
+    def _nested(self) -> list[tuple[str, Schema, bool]]:
+        found = []
+        for name, field in self.dump_fields.items():
+            is_list = isinstance(field, fields.List)
+            inner = field.inner if isinstance(field, fields.List) else field
+            if isinstance(inner, fields.Nested):
+                found.append((field.data_key or name, inner.schema, is_list))
+        return found
 
 
 class ErrorSchema(Schema):

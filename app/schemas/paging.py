@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from marshmallow import ValidationError, fields, validate
 
-from app.licenses import rfc3339
+from app.encoding import to_json
 from app.schemas.base import InputSchema, no_default
 
 MAX_ID = 2**63 - 1
@@ -50,8 +50,8 @@ def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
 
 def cursor(*parts: int | datetime) -> str:
     """Seal what stood last."""
-    plain = json.dumps([rfc3339(part) if isinstance(part, datetime) else part for part in parts])
-    return _text(zlib.crc32(plain.encode()).to_bytes(4) + plain.encode())
+    plain = to_json(parts).encode()
+    return _text(zlib.crc32(plain).to_bytes(4) + plain)
 
 
 def _open(value: Any) -> list[Any]:

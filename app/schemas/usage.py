@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from marshmallow import ValidationError, fields, post_load, validate
 
-from app.db import Row
-from app.licenses import rfc3339
 from app.schemas.base import CamelSchema, InputSchema, Instant, read_instant
 from app.schemas.subscriptions import CUSTOMER_ID
 
@@ -120,13 +118,13 @@ class Reports(InputSchema):
 
 
 class ReportSchema(CamelSchema):
-    report_id = fields.Integer(required=True)
+    report_id = fields.Integer(attribute="id", required=True)
     customer_id = fields.String(required=True)
     instance_id = fields.String(required=True)
     active_devices = fields.Integer(required=True)
     total_devices = fields.Integer(required=True)
     reported_at = Instant(required=True)
-    received_at = Instant(required=True)
+    received_at = Instant(attribute="created_at", required=True)
 
 
 class ReportAnswer(ReportSchema):
@@ -135,7 +133,7 @@ class ReportAnswer(ReportSchema):
     over_limit = fields.Boolean(required=True)
     warning = fields.String()
     license = fields.String()
-    last_report_at = Instant(required=True, allow_none=True)
+    last_report_at = Instant(attribute="last_reported_at", required=True, allow_none=True)
 
 
 class BatchResult(CamelSchema):
@@ -192,31 +190,3 @@ class CustomerUsage(CamelSchema):
 class OverviewAnswer(CamelSchema):
     customers = fields.List(fields.Nested(CustomerUsage), required=True)
     next_cursor = fields.String(required=True, allow_none=True)
-
-
-def report_json(row: Row) -> dict[str, Any]:
-    """A stored report as `ReportSchema` has it. By hand: pages hold hundreds of them."""
-    return {
-        "reportId": row["id"],
-        "customerId": row["customer_id"],
-        "instanceId": row["instance_id"],
-        "activeDevices": row["active_devices"],
-        "totalDevices": row["total_devices"],
-        "reportedAt": rfc3339(row["reported_at"]),
-        "receivedAt": rfc3339(row["created_at"]),
-    }
-
-
-def report_answer(answer: Row) -> dict[str, Any]:
-    """The answer to a report as `ReportAnswer` has it."""
-    last = answer["last_reported_at"]
-    body = report_json(answer) | {
-        "deviceLimit": answer["device_limit"],
-        "utilization": answer["utilization"],
-        "overLimit": answer["over_limit"],
-        "lastReportAt": last and rfc3339(last),
-    }
-    for name in ("warning", "license"):
-        if name in answer:
-            body[name] = answer[name]
-    return body

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from app.db import Cursor
-from app.licenses import rfc3339
+from app.encoding import rfc3339
 from app.parts import actor
 from app.queries import audit
 
