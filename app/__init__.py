@@ -100,6 +100,14 @@ def create_app(settings: Settings | None = None) -> Flask:
 def _protect(app: Flask, settings: Settings) -> None:
     """Body limits before a body is read, security headers, and CORS only for origins that are named."""
 
+    hardening = [
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+    ]
+    if settings.base_url.startswith("https://"):
+        hardening.append(("Strict-Transport-Security", "max-age=31536000"))
+
     @app.before_request
     def cap_body() -> None:
         # Stripe's events may be long as well, and one refused here would never get through.
@@ -110,11 +118,7 @@ def _protect(app: Flask, settings: Settings) -> None:
     def harden(response: Response) -> Response:
         headers = response.headers
         headers.setdefault("Cache-Control", "no-store")
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["X-Frame-Options"] = "DENY"
-        headers["Referrer-Policy"] = "no-referrer"
-        if settings.base_url.startswith("https://"):
-            headers["Strict-Transport-Security"] = "max-age=31536000"
+        headers.extend(hardening)
         if response.mimetype == "text/html":
             # The API page starts itself with an inline script and draws with inline styles.
             script = "'self' 'unsafe-inline'" if request.path.startswith("/docs") else "'none'"

@@ -7,6 +7,7 @@ from app.db import Cursor, Row, members_of
 
 COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
              issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
+OF_CURRENT = members_of("current", COLUMNS)
 
 
 def insert_license(cur: Cursor, license_row: dict[str, Any]) -> Row:
@@ -42,7 +43,7 @@ def select_license_to_hand_out(cur: Cursor, customer_id: str, jti: str | None) -
     """
     return cur.one(
         f"""
-        SELECT {members_of("current", COLUMNS)}, erased_at, license_known, license_revoked_at
+        SELECT {OF_CURRENT}, erased_at, license_known, license_revoked_at
           FROM read_license(%(customer_id)s, %(jti)s) AS found
         """,
         {"customer_id": customer_id, "jti": jti},

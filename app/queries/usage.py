@@ -5,8 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
+from app.encoding import to_json
 
 COLUMNS = "id, customer_id, instance_id, active_devices, total_devices, reported_at, created_at"
+REPORT = """customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
+            reported_at TIMESTAMPTZ"""
 FIGURES = """COALESCE(total_reports, 0) AS total_reports, COALESCE(avg_active, 0) AS avg_active,
              COALESCE(peak_active, 0) AS peak_active, COALESCE(current_active, 0) AS current_active,
              COALESCE(current_total, 0) AS current_total"""
@@ -28,7 +31,7 @@ def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
     )
 
 
-def insert_usage_reports(cur: Cursor, reports: Sequence[dict[str, Any]]) -> list[Row]:
+def insert_usage_reports(cur: Cursor, reports: Sequence[Row]) -> list[Row]:
     """Store many reports; the rows that were new. A key that is taken, or stands twice, is stored once.
 
     In key order, so that two batches at once never wait for each other in a ring.
@@ -36,40 +39,36 @@ def insert_usage_reports(cur: Cursor, reports: Sequence[dict[str, Any]]) -> list
     return cur.all(
         f"""
         INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
-        SELECT customer_id, instance_id, active, total, reported_at
-          FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[], %(active_devices)s::INTEGER[],
-                      %(total_devices)s::INTEGER[], %(reported_at)s::TIMESTAMPTZ[])
-               WITH ORDINALITY AS report (customer_id, instance_id, active, total, reported_at, position)
-         ORDER BY customer_id, instance_id, reported_at, position
+        SELECT customer_id, instance_id, active_devices, total_devices, reported_at
+          FROM ROWS FROM (JSON_TO_RECORDSET(%(reports)s) AS ({REPORT})) WITH ORDINALITY
+         ORDER BY customer_id, instance_id, reported_at, ordinality
             ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
-     RETURNING {COLUMNS}
+     RETURNING id, customer_id, instance_id, active_devices, total_devices, reported_at
         """,
-        _columns(reports),
+        {"reports": to_json(reports)},
     )
 
 
-def upsert_instances(cur: Cursor, reports: Sequence[dict[str, Any]]) -> None:
-    """Remember the newest of these reports per instance, in key order again."""
+def upsert_instances(cur: Cursor, newest: Sequence[Row]) -> None:
+    """Remember these reports, one per instance, unless a newer one is known; in key order again."""
     cur.execute(
-        """
+        f"""
         INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
                                         last_reported_at)
-        SELECT DISTINCT ON (customer_id, instance_id) customer_id, instance_id, active, total, reported_at
-          FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[], %(active_devices)s::INTEGER[],
-                      %(total_devices)s::INTEGER[], %(reported_at)s::TIMESTAMPTZ[])
-               AS report (customer_id, instance_id, active, total, reported_at)
-         ORDER BY customer_id, instance_id, reported_at DESC
+        SELECT customer_id, instance_id, active_devices, total_devices, reported_at
+          FROM JSON_TO_RECORDSET(%(newest)s) AS report ({REPORT})
+         ORDER BY customer_id, instance_id
             ON CONFLICT (customer_id, instance_id) DO UPDATE
            SET active_devices = EXCLUDED.active_devices,
                total_devices = EXCLUDED.total_devices,
                last_reported_at = EXCLUDED.last_reported_at
          WHERE EXCLUDED.last_reported_at > known.last_reported_at
         """,
-        _columns(reports),
+        {"newest": to_json(newest)},
     )
 
 
-def select_usage_reports_by_key(cur: Cursor, keys: Sequence[dict[str, Any]]) -> list[Row]:
+def select_usage_reports_by_key(cur: Cursor, keys: Sequence[Row]) -> list[Row]:
     """The stored reports with these (customer, instance, time) keys."""
     return cur.all(
         f"""
@@ -225,7 +224,7 @@ def select_usage_standings(cur: Cursor, customer_ids: Sequence[str], since: date
     )
 
 
-def select_instances_by_key(cur: Cursor, keys: Sequence[dict[str, Any]]) -> list[Row]:
+def select_instances_by_key(cur: Cursor, keys: Sequence[Row]) -> list[Row]:
     """These instances as they are known."""
     return cur.all(
         """
@@ -342,6 +341,6 @@ def delete_instances(cur: Cursor, older_than: datetime) -> None:
     cur.execute("DELETE FROM instances WHERE last_reported_at < %(older_than)s", {"older_than": older_than})
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Rows as one array per column, for UNNEST."""
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as one array per column, for UNNEST: unlike of JSON, PostgreSQL knows how many rows it will be."""
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -111,10 +111,19 @@ def ordinary_report(data: Any) -> dict[str, Any] | None:
     }
 
 
+class Items(fields.List[Any]):
+    """A list whose items are judged elsewhere."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        return value
+
+
 class Reports(InputSchema):
     """The items are judged one by one, so that a bad one never spoils the rest."""
 
-    reports = fields.List(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
+    reports = Items(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
 
 
 class ReportSchema(CamelSchema):

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import psycopg2
@@ -203,15 +205,17 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
     with parts().db.transaction() as cur:
         new = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
         stored = _stored(cur, [report for report in reports if _key(report) not in new])
-        known = usage.select_instances_by_key(cur, list(new.values())) if new else []
-        if new:
-            usage.upsert_instances(cur, list(new.values()))
+        newest = _newest_by_instance(new.values())
+        known = usage.select_instances_by_key(cur, newest) if newest else []
+        if newest:
+            usage.upsert_instances(cur, newest)
     unused = set(new)
     for index, report in good.items():
         key = _key(report)
         results[index] = _result(index, report, new.get(key) or stored[key], is_new=key in unused)
         unused.discard(key)
-    _watch_batch(list(new.values()), known, before, since)
+    if newest:
+        _watch_batch(newest, known, before, since)
 
 
 def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
@@ -231,18 +235,26 @@ def _result(index: int, report: Row, stored: Row, *, is_new: bool) -> dict[str, 
     return {"index": index, "status": 201 if is_new else 200, "reportId": stored["id"]}
 
 
-def _watch_batch(new: Sequence[Row], known: Sequence[Row], before: dict[str, Row], since: datetime) -> None:
+def _newest_by_instance(reports: Iterable[Row]) -> list[Row]:
+    by_time = sorted(reports, key=itemgetter("reported_at"))
+    return list({(row["customer_id"], row["instance_id"]): row for row in by_time}.values())
+
+
+def _watch_batch(
+    newest: Sequence[Row], known: Sequence[Row], before: dict[str, Row], since: datetime
+) -> None:
     """The same as `_watch`, by the newest of the reports of each instance."""
-    newest: dict[tuple[str, str], Row] = {}
-    for row in sorted(new, key=lambda row: (row["reported_at"], row["id"])):
-        newest[row["customer_id"], row["instance_id"]] = row
     last = {(row["customer_id"], row["instance_id"]): row for row in known}
     instances = {customer_id: standing["instances"] for customer_id, standing in before.items()}
-    for customer_id, standing in _standings(new, since).items():
+    standings = _standings(newest, since)
+    for customer_id, reports in groupby(sorted(newest, key=_key), key=itemgetter("customer_id")):
+        if customer_id not in standings:
+            continue  # erased in this moment
+        standing = standings[customer_id]
         limit = standing["device_limit"] if still_says(standing) else _granted_now(customer_id).device_limit
         with parts().db.statement() as cur:
-            for key in sorted(key for key in newest if key[0] == customer_id):
-                report, previous = newest[key], last.get(key)
+            for report in reports:
+                previous = last.get((customer_id, report["instance_id"]))
                 if previous is None:
                     if instances[customer_id]:
                         _record(cur, "shared_license", report, limit)
