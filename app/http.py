@@ -32,20 +32,24 @@ REFUSAL_HEADERS: Final = {
 }
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name stands twice")
+    return members
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+
+
 def parse_json(body: bytes) -> Any:
-    """RFC 8259, strictly: no NaN, no name twice, no nesting without end. Raises BadRequest."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            raise ValueError("a name stands twice")
-        return members
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
+    """RFC 8259, strictly: UTF-8, no NaN, no name twice, no nesting without end. Raises BadRequest."""
     try:
-        return json.loads(body, object_pairs_hook=unique, parse_constant=refuse)
+        return _decoder.decode(body.decode().removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         raise BadRequest("The body is not valid JSON.") from None
 

@@ -23,6 +23,8 @@ JSON = {"Content-Type": "application/json"}
         (b'{"email": NaN}', 400),
         (b'{"email": Infinity}', 400),
         (b"\xff\xfe", 400),
+        ('{"email": "ada@example.com"}'.encode("utf-16"), 400),
+        (b"\xef\xbb\xbf{}", 422),
         (b"[" * 20_000, 400),
         (b'{"a":' * 12_000 + b"1" + b"}" * 12_000, 413),
         (b'{"email": ' + b"9" * 5000 + b"}", 400),
