@@ -161,7 +161,7 @@ class Database:
         """Turn 'the database is away' into Unavailable."""
         try:
             yield
-        except pg.UndefinedTable as error:
+        except (pg.UndefinedTable, pg.UndefinedFunction) as error:
             raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
         except psycopg2.Error as error:
             # A server that dies in the middle of a result leaves libpq without a word, and no subclass.

@@ -12,6 +12,7 @@ from app import embedded
 from app.config import load_settings
 from app.keyring import write_key_files
 from tests.conftest import ADMIN, QUICK
+from tests.factories import make_customer
 from tests.server import Server, wait_until, waiting
 
 NOWHERE = "postgresql://billing:hunter2@127.0.0.1:1/billing"  # pragma: allowlist secret
@@ -43,6 +44,14 @@ def test_not_ready_names_pending_migrations(make_app, empty_database_url):
     found = failing(make_app, DATABASE_URL=empty_database_url)
     assert set(found) == {"migrations"}
     assert "0001_customers_subscriptions_licenses" in found["migrations"]
+
+
+def test_what_a_pending_migration_would_bring_is_503(client, sql):
+    made = make_customer(client)
+    sql("DROP FUNCTION read_customer")
+    answer = client.get(f"/api/customers/{made['customerId']}", headers=ADMIN)
+    assert answer.status_code == 503
+    assert "flask db migrate" in answer.json["message"]
 
 
 def test_not_ready_names_an_edited_migration(make_app, sql):

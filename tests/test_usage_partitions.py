@@ -203,7 +203,7 @@ def test_every_access_has_its_index(app: Flask, client: FlaskClient, sql: Sql) -
         INSERT INTO customers (customer_id, email)
         SELECT 'cust_' || LPAD(n::TEXT, 12, '0'), n || '@x.example' FROM GENERATE_SERIES(1, 500) AS n;
         INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
-        SELECT customer_id, 'i' || MOD(n, 2), 5, 9, CURRENT_TIMESTAMP - n * INTERVAL '1 day'
+        SELECT customer_id, 'i' || MOD(n, 10), 5, 9, CURRENT_TIMESTAMP - n * INTERVAL '1 day'
           FROM customers CROSS JOIN GENERATE_SERIES(1, 100) AS n;
         INSERT INTO instances SELECT customer_id, instance_id, 5, 9, MAX(reported_at)
           FROM usage_reports GROUP BY customer_id, instance_id;
