@@ -100,7 +100,9 @@ def issue_license(cur: Cursor, customer: Row) -> Row:
         expires_at=max(issued_at, expires_at),
     )
     if current:
-        if current["fingerprint"] == fingerprint(claims) and at < current["renews_at"]:
+        # The claims spell unlimited as a number, the row does not.
+        same = (fingerprint(claims), entitlement.device_limit)
+        if (current["fingerprint"], current["device_limit"]) == same and at < current["renews_at"]:
             licenses.confirm_license(cur, current["jti"])
             return current
         licenses.supersede_license(cur, customer_id, at)
