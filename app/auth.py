@@ -15,7 +15,7 @@ from typing import Any, Final
 from flask import g, request
 from werkzeug.exceptions import HTTPException
 
-from app.errors import DomainError, Forbidden, NotFound, Unauthorized
+from app.errors import DomainError, Forbidden, NotFound, Unauthorized, Unavailable
 from app.licenses import InvalidToken, Token
 from app.parts import now, parts, set_actor
 from app.queries import licenses
@@ -135,10 +135,10 @@ def _own(view: View, *, or_expired: bool = False, view_judges: bool = False) -> 
                 require_own(kwargs["customer_id"])
             _check_ids(kwargs)
             return view(*args, **kwargs)
+        except Unavailable:
+            raise  # asking again would wait as long again
         except (DomainError, HTTPException):
-            # What is refused before the view's statement must not hide that the license does not count.
-            if view_judges:
-                confirm(who)
+            confirm(who)  # what is refused before the view's statement must not hide that it does not count
             raise
 
     return _declare(guarded, "own")
@@ -193,8 +193,8 @@ def _remember(who: Caller) -> Caller:
 
 
 def confirm(who: Caller) -> None:
-    """Ask the record whether a license counts. Raises Unauthorized or, when revoked, Forbidden."""
-    if who.jti is None:
+    """Ask the record, once a request, whether a license counts. Raises Unauthorized; revoked: Forbidden."""
+    if who.jti is None or g.get("confirmed") is who:
         return
     with parts().db.statement() as cur:
         state = licenses.select_license_state(cur, who.jti)
@@ -202,6 +202,7 @@ def confirm(who: Caller) -> None:
         raise Unauthorized("This license is not on record.")
     if state["revoked_at"]:
         raise Forbidden("This license is revoked.")
+    g.confirmed = who
 
 
 def address() -> str:

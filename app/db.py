@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
 
 
-def members_of(row: str, columns: str) -> str:
-    """`row`, which a function of the database returns as a member of what it `found`, column by column."""
-    return ", ".join(f"(found.{row}).{column.strip()}" for column in columns.split(","))
-
-
-def _in_utc(text: str | bytes | None, _: psycopg2.extensions.cursor) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(str(text)).astimezone(UTC)
+def _in_utc(text: str | bytes | None, cur: psycopg2.extensions.cursor) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except ValueError:  # an operator's 'infinity', as the last moment there is
+        return psycopg2.extensions.PYDATETIMETZ(text, cur).replace(tzinfo=UTC)  # type: ignore[no-any-return]
 
 
 # Whatever the time zone of the session is, which the server chooses; and three times as fast as psycopg2's.

@@ -1,19 +1,41 @@
-"""JSON as we write it: compact, times as RFC 3339 in UTC. Pure."""
+"""JSON as we write it (compact, times as RFC 3339 in UTC) and as we read it (strictly). Pure."""
 
 import json
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from flask.json.provider import DefaultJSONProvider
 
 
-def to_json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Rows and lists of them too. Times must be in UTC, as the database's, Stripe's and the callers' are."""
     try:
         return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode()
     except TypeError:  # orjson refuses half of a surrogate pair, which a caller may have sent
         return json.dumps(value, default=plain)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name stands twice")
+    return members
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+
+
+def read_json(octets: bytes) -> Any:
+    """RFC 8259, strictly: UTF-8, no NaN, no name twice, no nesting without end. Raises ValueError."""
+    try:
+        return _decoder.decode(octets.decode().removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def plain(value: Any) -> Any:
@@ -32,4 +54,4 @@ class JsonProvider(DefaultJSONProvider):
     """What `jsonify` and the views' answers are written with."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
-        return to_json(obj)
+        return json_text(obj)

@@ -1,6 +1,5 @@
 """The HTTP edge that all blueprints share: strict JSON bodies, and errors that the document tells of."""
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from flask import Request, request
 from marshmallow import Schema
 from webargs.flaskparser import FlaskParser
 
+from app.encoding import read_json
 from app.errors import BadRequest, Invalid, TooLarge, UnsupportedMediaType
 from app.schemas.base import ErrorSchema
 
@@ -32,25 +32,11 @@ REFUSAL_HEADERS: Final = {
 }
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name stands twice")
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_decoder: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
-
-
 def parse_json(body: bytes) -> Any:
-    """RFC 8259, strictly: UTF-8, no NaN, no name twice, no nesting without end. Raises BadRequest."""
+    """A body, strictly read. Raises BadRequest."""
     try:
-        return _decoder.decode(body.decode().removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
+        return read_json(body)
+    except ValueError:
         raise BadRequest("The body is not valid JSON.") from None
 
 

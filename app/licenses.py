@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jose import jwk, jws
 from jose.backends.cryptography_backend import CryptographyRSAKey
 
-from app.encoding import rfc3339
+from app.encoding import read_json, rfc3339
 from app.entitlements import Entitlement
 from app.plans import UNLIMITED_IN_LICENSE
 
@@ -251,14 +251,9 @@ def _unbase64(text: str) -> bytes:
 
 
 def _json_object(segment: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) != len(pairs):
-            raise ValueError("a name stands twice")
-        return dict(pairs)
-
     try:
-        value = json.loads(_unbase64(segment).decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        value = read_json(_unbase64(segment))
+    except ValueError:
         raise InvalidToken("MALFORMED") from None
     if not isinstance(value, dict):
         raise InvalidToken("MALFORMED")

@@ -11,7 +11,7 @@ from typing import Any, Final
 from flask import Flask, Response, g, request
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.encoding import to_json
+from app.encoding import json_text
 
 REQUESTS: Final = Counter("billing_http_requests_total", "Requests answered", ["method", "route", "status"])
 SECONDS: Final = Histogram(
@@ -46,7 +46,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 # What must not be in a log whatever happens; a third party's message may quote it.
 _SECRETS: Final = re.compile(
-    r"""(?ix) (?<=bearer\s)[^\s"',]+ | \b(?:sk|rk|whsec|pk)_[\w]+ | \beyJ[\w-]+\.[\w-]+\.[\w-]* | (?<=://)[^\s/@]+(?=@)
+    r"""(?ix) (?<=bearer\s)[^\s"',]+ | \b(?:sk|rk|whsec|pk)_[\w]+ | \beyJ[\w-]+\.[\w-]+\.[\w-]* | (?<=://)[^\s/@"]+(?=@)
             | [\w.+-]+@[\w-]+\.[\w.-]+ | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY[^"']* """
 )
 _HINTS: Final = ("earer ", "eyJ", "@", "k_", "whsec_", "PRIVATE KEY")
@@ -71,7 +71,7 @@ class JsonFormatter(logging.Formatter):
         line |= {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return redacted(to_json(line))
+        return redacted(json_text(line))
 
 
 class TextFormatter(logging.Formatter):
@@ -119,21 +119,19 @@ def observe(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        request_id, rule, method = g.request_id, request.url_rule, request.method
-        response.headers["X-Request-ID"] = request_id
+        response.headers["X-Request-ID"] = g.request_id
         seconds = time.perf_counter() - g.started
-        route = rule.rule if rule else "none"
-        method = method if method in _METHODS else "other"
-        status = response.status_code
-        REQUESTS.labels(method, route, status).inc()
+        route = request.url_rule.rule if request.url_rule else "none"
+        method = request.method if request.method in _METHODS else "other"
+        REQUESTS.labels(method, route, response.status_code).inc()
         SECONDS.labels(route).observe(seconds)
         access_log.info(
             "request",
             extra={
-                "request_id": request_id,
+                "request_id": g.request_id,
                 "method": method,
                 "route": route,
-                "status": status,
+                "status": response.status_code,
                 "ms": round(seconds * 1000, 2),
                 "who": g.get("actor", "nobody"),
             },

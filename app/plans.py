@@ -1,4 +1,7 @@
-"""The plan table as data: what each plan costs and grants."""
+"""The plan table as data: what each plan costs and grants.
+
+A change comes with a migration that sets `recheck` of every current license, whose word is taken till then.
+"""
 
 from dataclasses import dataclass
 from typing import Final

@@ -70,10 +70,7 @@ def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
     summary, limit = found["summary"], found["device_limit"]
     reports = found["reports"]
     if to_json:
-        answer = {
-            **found, "customer_id": customer_id, "reports": reports, "next_cursor": None,
-        }  # fmt: skip
-        echo_json(UsageAnswer().dump(answer))
+        echo_json(UsageAnswer().dump(found | {"customer_id": customer_id, "next_cursor": None}))
         return
     if to_csv:
         columns = ("reported_at", "instance_id", "active_devices", "total_devices")

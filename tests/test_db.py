@@ -3,19 +3,21 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 
 from app import embedded, migrations
 from app.config import load_settings
 from app.db import Database
 from app.errors import Unavailable
 from tests.conftest import ADMIN, QUICK
-from tests.factories import make_customer, report_body
+from tests.factories import bearer, make_customer, report_body
 
 
 @pytest.fixture
@@ -127,6 +129,31 @@ def test_exhausted_pool_is_unavailable(db: Database, monkeypatch: pytest.MonkeyP
     assert (notes(db), in_use(db)) == ([2], 0)
 
 
+class Busy:
+    """A pool of which no connection comes free in time."""
+
+    def __init__(self, waits: list[float]) -> None:
+        self._waits = waits
+
+    def acquire(self, *, timeout: float) -> bool:
+        self._waits.append(timeout)
+        return False
+
+
+@pytest.mark.parametrize("route", ["/api/customers", "/api/licenses", "/api/usage", "/api/subscriptions"])
+def test_exhausted_pool_is_waited_for_once(
+    make_app: Callable[..., Flask], client: FlaskClient, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    made = make_customer(client)
+    app = make_app()
+    ask = {"path": f"{route}/{made['customerId']}", "headers": bearer(made["license"])}
+    assert app.test_client().get(**ask).status_code == 200
+    waits: list[float] = []
+    monkeypatch.setattr(app.extensions["parts"].db, "_free", Busy(waits))
+    assert app.test_client().get(**ask).status_code == 503
+    assert waits == [5]
+
+
 def test_killed_connection_is_replaced(db: Database, database_url: str) -> None:
     insert(db, 1)
     killer = psycopg2.connect(database_url)
@@ -199,6 +226,12 @@ def test_times_are_in_utc_whatever_the_session_says(db: Database, zone: str) -> 
         row = cur.the("SELECT TIMESTAMPTZ '2026-01-31 10:00:00.5+02' AS at, NULL::TIMESTAMPTZ AS never")
     assert repr(row["at"]) == "datetime.datetime(2026, 1, 31, 8, 0, 0, 500000, tzinfo=datetime.timezone.utc)"
     assert row["never"] is None
+
+
+def test_infinity_is_the_last_moment_there_is(db: Database) -> None:
+    with db.statement() as cur:
+        row = cur.the("SELECT 'infinity'::TIMESTAMPTZ AS at")
+    assert row["at"] == datetime.max.replace(tzinfo=UTC)
 
 
 def test_unreachable_server_is_unavailable() -> None:

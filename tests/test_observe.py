@@ -199,3 +199,9 @@ def test_invented_methods_and_paths_make_no_series_of_their_own(client):
     assert "ODD" not in text
     assert "nowhere" not in text
     assert (sample(text, "billing_http_requests_total", method="other", route="none", status="404") or 0) >= 5
+
+
+def test_a_line_without_its_secrets_is_json_still():
+    record = logging.makeLogRecord({"msg": "see https://example.com", "count": 5, "to": ["ada@example.com"]})
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["to"]) == ("see https://example.com", ["[redacted]"])

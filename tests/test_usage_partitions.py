@@ -17,8 +17,10 @@ from app import migrations
 from app.db import Cursor, Database
 from app.queries import customers as customer_rows
 from app.queries import usage as usage_rows
+from app.services import usage
 from tests.conftest import ADMIN
 from tests.factories import ago, make_customer, report_body
+from tests.server import wait_until, waiting
 
 Sql = Callable[..., list[dict[str, Any]]]
 
@@ -68,6 +70,34 @@ def test_worker_that_lives_on_looks_at_each_month_anew(app: Flask, client: Flask
     send(client, customer_id, timestamp=ago(days=34))
     assert partitions(sql)[month(-34)] == 1
     assert len(app.extensions["parts"].usage_months) == 2
+
+
+def test_a_report_that_moves_to_its_month_meanwhile_is_found(
+    app: Flask, client: FlaskClient, sql: Sql, database_url: str
+) -> None:
+    customer_id = make_customer(client)["customerId"]
+    put(sql, customer_id, 3)
+    key = sql("SELECT customer_id, instance_id, reported_at FROM usage_reports")[0]
+    seen: list[int] = []
+
+    def look(find: Callable[..., Any]) -> None:
+        with app.app_context(), app.extensions["parts"].db.statement() as cur:
+            seen.append(len(find(cur, [key])))
+
+    for find in (usage_rows.select_usage_reports_by_key, usage._stored):
+        mover = psycopg2.connect(database_url)
+        mover.cursor().execute("SELECT ensure_usage_partition(%s)", (key["reported_at"],))
+        reader = threading.Thread(target=look, args=(find,))
+        reader.start()
+        wait_until(lambda: waiting(database_url))
+        mover.commit()
+        reader.join()
+        mover.close()
+        sql("WITH moved AS (DELETE FROM usage_reports RETURNING *) SELECT 1 FROM moved")
+        sql(f"DROP TABLE {month(-3)}")
+        put(sql, customer_id, 3)
+        key = sql("SELECT customer_id, instance_id, reported_at FROM usage_reports")[0]
+    assert seen == [0, 1]  # what one statement sees, and what we do
 
 
 def test_report_without_a_partition_goes_to_the_default_and_moves_later(

@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from app.db import Cursor, Row, members_of
+from app.db import Cursor, Row
+from app.queries import members_of
 
 COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
              issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""

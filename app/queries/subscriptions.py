@@ -3,15 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from app.db import Cursor, Row, members_of
-from app.queries import customers
+from app.db import Cursor, Row
+from app.queries import customers, members_of
 
 COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
              trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
              cancel_at, ended_at, changes, event_id, fetched_at, created_at, updated_at, id"""
 WITH_CUSTOMER = f"""{members_of("customer", customers.COLUMNS)}, license_known, license_revoked_at,
                     {members_of("subscription", COLUMNS)}"""
-CUSTOMER_WIDTH = customers.COLUMNS.count(",") + 3
 
 
 def insert_trial(
@@ -89,9 +88,10 @@ def select_customer_with_subscriptions(
     if not found:
         return None
     names = [column[0] for column in cur.description or ()]
-    rows = [dict(zip(names[CUSTOMER_WIDTH:], row[CUSTOMER_WIDTH:], strict=True)) for row in found]
+    width = names.index("subscription_id")
+    rows = [dict(zip(names[width:], row[width:], strict=True)) for row in found]
     has_any = rows[0]["id"] is not None
-    return dict(zip(names[:CUSTOMER_WIDTH], found[0], strict=False)), rows if has_any else []
+    return dict(zip(names[:width], found[0], strict=False)), rows if has_any else []
 
 
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:

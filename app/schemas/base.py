@@ -96,7 +96,7 @@ class Url(Text):
 
 
 class Instant(fields.DateTime):
-    """RFC 3339 with offset in; out it is a time still, which `to_json` writes."""
+    """RFC 3339 with offset in; out it is a time still, which `json_text` writes."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
         return read_instant(value)

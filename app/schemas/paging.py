@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from marshmallow import ValidationError, fields, validate
 
-from app.encoding import to_json
+from app.encoding import json_text
 from app.schemas.base import InputSchema, no_default
 
 MAX_ID = 2**63 - 1
@@ -50,7 +50,7 @@ def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
 
 def cursor(*parts: int | datetime) -> str:
     """Seal what stood last."""
-    plain = to_json(parts).encode()
+    plain = json_text(parts).encode()
     return _text(zlib.crc32(plain).to_bytes(4) + plain)
 
 

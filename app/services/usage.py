@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg2
 
 from app.db import Cursor, Row
-from app.entitlements import Entitlement, entitle
+from app.entitlements import entitle
 from app.errors import Conflict, DomainError, Forbidden, NotFound
 from app.observe import REPORTS
 from app.parts import now, parts
@@ -64,7 +64,7 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
 
 def _first(cur: Cursor, report: dict[str, Any]) -> Row:
     """The stored report with this key, if the figures are the same; else Conflict."""
-    stored = usage.select_usage_reports_by_key(cur, [report])[0]
+    stored = _stored(cur, [report])[_key(report)]
     if _differs(report, stored):
         REPORTS.labels("conflict").inc()
         raise Conflict(OTHER_FIGURES)
@@ -83,8 +83,8 @@ def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
         device_limit = current["device_limit"]
         if current["jti"] != jti:
             answer["license"] = current["token"]
-    elif not still_says(row):
-        device_limit = _granted_now(answer["customer_id"]).device_limit
+    else:
+        device_limit = _entitled(row | {"customer_id": answer["customer_id"]})["device_limit"]
     used = answer["active_devices"]
     answer["device_limit"] = device_limit
     answer["utilization"] = utilization(used, device_limit)
@@ -96,10 +96,18 @@ def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
         answer["warning"] = warning
 
 
-def _granted_now(customer_id: str) -> Entitlement:
-    """What a customer may use when its current license does not tell."""
-    customer, rows = get_customer_with_subscriptions(customer_id)
-    return entitle(customer, rows, now())
+def _entitled(row: Row) -> Row:
+    """The row with what its customer may use now: as the current license says, else derived anew."""
+    if still_says(row):
+        return row
+    return _derived(row, *get_customer_with_subscriptions(row["customer_id"]))
+
+
+def _derived(row: Row, customer: Row, subscriptions: Sequence[Row]) -> Row:
+    granted = entitle(customer, subscriptions, now())
+    return row | {
+        "plan": granted.plan.name, "status": granted.status, "device_limit": granted.device_limit,
+    }  # fmt: skip
 
 
 def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> None:
@@ -226,7 +234,16 @@ def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
 
 
 def _stored(cur: Cursor, reports: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    return {_key(row): row for row in usage.select_usage_reports_by_key(cur, reports)} if reports else {}
+    """The stored reports with the keys of these, which are all there.
+
+    A month's partition that is made in this very moment may take them out of a statement's sight, once.
+    """
+    found: dict[tuple[Any, ...], Row] = {}
+    for _ in range(2):
+        missing = [report for report in reports if _key(report) not in found]
+        if missing:
+            found |= {_key(row): row for row in usage.select_usage_reports_by_key(cur, missing)}
+    return found
 
 
 def _result(index: int, report: Row, stored: Row, *, is_new: bool) -> dict[str, Any]:
@@ -251,7 +268,7 @@ def _watch_batch(
         if customer_id not in standings:
             continue  # erased in this moment
         standing = standings[customer_id]
-        limit = standing["device_limit"] if still_says(standing) else _granted_now(customer_id).device_limit
+        limit = _entitled(standing)["device_limit"]
         with parts().db.statement() as cur:
             for report in reports:
                 previous = last.get((customer_id, report["instance_id"]))
@@ -304,9 +321,7 @@ def usage_of(
         row = check_presented(found, customer_id, jti)
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
         silent = usage.select_silent_instances(cur, customer_id=customer_id, before=now() - SILENT_AFTER)
-    if not still_says(row):
-        granted = _granted_now(customer_id)
-        row |= {"plan": granted.plan.name, "device_limit": granted.device_limit}
+    row = _entitled(row)
     return {
         "plan": row["plan"],
         "device_limit": row["device_limit"],
@@ -322,12 +337,8 @@ def overview(*, days: int, limit: int | None = None, after: int | None = None) -
         rows = usage.select_usage_overview(cur, since=now() - timedelta(days=days), limit=limit, after=after)
     outdated = [row for row in rows if not still_says(row)]
     of = subscriptions_of(outdated) if outdated else {}
-    for row in outdated:
-        granted = entitle(row, of[row["customer_id"]], now())
-        row |= {
-            "plan": granted.plan.name, "status": granted.status, "device_limit": granted.device_limit,
-        }  # fmt: skip
-    return [row | {"summary": summarize(row)} for row in rows]
+    lines = [_derived(row, row, of[row["customer_id"]]) if row["customer_id"] in of else row for row in rows]
+    return [line | {"summary": summarize(line)} for line in lines]
 
 
 def summarize(row: Row) -> dict[str, Any]:

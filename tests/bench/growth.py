@@ -142,7 +142,7 @@ def _statements(cur: Cursor, people: int) -> dict[str, Callable[[], Any]]:
     return {
         "history, first page of 100": lambda: history(False),
         "history, deep page of 100": lambda: history(True),
-        "summary of 30 days": summary,
+        "standing and figures of 30 days": summary,
         "overview, page of 100": page,
         "report": single,
         "batch of 100": batch,
@@ -162,9 +162,9 @@ def _median_ms(run: Callable[[], Any], times: int) -> float:
 
 def table(unit: str, curve: dict[int, dict[str, float]]) -> str:
     """Statements down, sizes across."""
-    lines = [f"{unit:28}" + "".join(f"{reports:>12,}" for reports in curve)]
+    lines = [f"{unit:32}" + "".join(f"{reports:>12,}" for reports in curve)]
     for name in next(iter(curve.values())):
-        lines.append(f"{name:28}" + "".join(f"{of_size[name]:12.2f}" for of_size in curve.values()))
+        lines.append(f"{name:32}" + "".join(f"{of_size[name]:12.2f}" for of_size in curve.values()))
     return "\n".join(lines)
 
 
