@@ -23,6 +23,7 @@ from app.config import ROOT
 from app.keyring import load_signing_key
 from app.licenses import sign
 from app.queries.usage import insert_usage_report, select_usage_reports
+from tests.bench.clock import milliseconds
 from tests.bench.servers import gunicorn, pgbench, postgres, wrk
 from tests.bench.statements import captured, for_pgbench
 from tests.bench.world import ADMIN_KEY, World, build, customer_id
@@ -182,11 +183,7 @@ def result(what: str, pairs: list[Any], floor: str | None = None, *, items: int 
 def one_by_one(what: str, run: Callable[[], None], times: int) -> dict[str, Any]:
     """Something done again and again, never two at once."""
     run()
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        took.append((time.perf_counter() - began) * 1000)
+    took = milliseconds(run, times)
     return {"what": what, "per_second": 1000 / median(took), "p50_ms": median(took), "p99_ms": max(took)}
 
 

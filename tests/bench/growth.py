@@ -10,7 +10,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ import psycopg2
 
 from app.db import Cursor
 from app.queries import usage
+from tests.bench.clock import milliseconds
 from tests.bench.servers import postgres
 from tests.bench.world import build, customer_id, jti
 
@@ -63,15 +65,23 @@ def _database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-def costs(url: str, people: int) -> dict[str, float]:
-    """Milliseconds of each statement, the way to the server and back included."""
+@contextmanager
+def cursor(url: str, kind: type[Cursor]) -> Iterator[Cursor]:
     connection = psycopg2.connect(url)
     connection.autocommit = True
-    found = {}
-    with connection.cursor(cursor_factory=Cursor) as cur:
-        for name, run in _statements(cur, people).items():
-            found[name] = _median_ms(run, RUNS // 5 if "overview" in name or "batch" in name else RUNS)
+    with connection.cursor(cursor_factory=kind) as cur:
+        yield cur
     connection.close()
+
+
+def costs(url: str, people: int) -> dict[str, float]:
+    """Milliseconds of each statement, the way to the server and back included."""
+    found = {}
+    with cursor(url, Cursor) as cur:
+        for name, run in _statements(cur, people).items():
+            times = RUNS // 5 if "overview" in name or "batch" in name else RUNS
+            milliseconds(run, times // 4)
+            found[name] = median(milliseconds(run, times))
     return found
 
 
@@ -89,10 +99,8 @@ class Counting(Cursor):
 
 def touched(url: str, people: int) -> dict[str, float]:
     """Blocks per run of each statement, those found in memory included."""
-    connection = psycopg2.connect(url)
-    connection.autocommit = True
     found = {}
-    with connection.cursor(cursor_factory=Counting) as cur:
+    with cursor(url, Counting) as cur:
         for name, run in _statements(cur, people).items():
             counts = []
             for _ in range(20):
@@ -100,7 +108,6 @@ def touched(url: str, people: int) -> dict[str, float]:
                 run()
                 counts.append(Counting.blocks)
             found[name] = median(counts)
-    connection.close()
     return found
 
 
@@ -147,17 +154,6 @@ def _statements(cur: Cursor, people: int) -> dict[str, Callable[[], Any]]:
         "report": single,
         "batch of 100": batch,
     }
-
-
-def _median_ms(run: Callable[[], Any], times: int) -> float:
-    for _ in range(times // 4):
-        run()
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        took.append((time.perf_counter() - began) * 1000)
-    return median(took)
 
 
 def table(unit: str, curve: dict[int, dict[str, float]]) -> str:
