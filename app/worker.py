@@ -1,9 +1,11 @@
 """gunicorn's thread worker, for clients that cannot be trusted to be quick."""
 
 import select
+import selectors
 import socket
 import struct
 import time
+from functools import partial
 from typing import Any, Final
 
 from gunicorn.http import get_parser
@@ -11,6 +13,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 RECEIVE_SECONDS: Final = 15
 SEND_SECONDS: Final = 30
+SILENT_SECONDS_AT_STOP: Final = 2
 ACCEPT_PAUSE_SECONDS: Final = 0.0003
 
 
@@ -23,7 +26,18 @@ class PatientWorker(ThreadWorker):
     """
 
     def enqueue_req(self, conn: TConn) -> None:
-        """From here on, not only once a thread is free, the request has its time to arrive."""
+        """From here on, not only once a thread is free, the request has its time to arrive.
+
+        A new connection waits for its first byte without a thread: gunicorn would lend it one for five
+        seconds, and a few hundred silent ones would keep everybody else out for a minute.
+        """
+        conn.data_ready = conn.data_ready or conn.initialized or _is_readable(conn.sock)
+        if self.alive and not conn.data_ready:
+            conn.set_timeout()
+            self.pending_conns.append(conn)
+            on_data = partial(self.on_pending_socket_readable, conn)
+            self.poller.register(conn.sock, selectors.EVENT_READ, on_data)
+            return
         parser: Any = conn.parser
         if parser is None:
             timeval = struct.pack("ll", SEND_SECONDS, 0)
@@ -50,10 +64,18 @@ class PatientWorker(ThreadWorker):
         super().set_accept_enabled(enabled)
         if enabled or self.alive:
             return
+        for conn in self.pending_conns:
+            conn.timeout = time.monotonic() + SILENT_SECONDS_AT_STOP
         for listener in self.sockets:
             while select.select([listener], [], [], 0)[0]:
                 self.accept(listener)
             listener.close()
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Receiver:

@@ -13,7 +13,7 @@ from app import embedded
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
 from tests.faults.conftest import Load, Postgres
-from tests.server import wait_until
+from tests.server import PATIENCE, wait_until
 
 
 def test_a_full_disk_is_503_and_leaves_nothing(client, sql):
@@ -78,6 +78,19 @@ def test_slow_clients_do_not_keep_the_others_out(serve, sent: bytes):
     for connection in slow:
         connection.settimeout(30)
         assert connection.recv(1) == b""
+        connection.close()
+
+
+def test_silent_clients_take_no_thread(serve):
+    """Browsers and balancers connect ahead of time, too; whoever speaks in the end is served."""
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
+    assert server.get("/health").status_code == 200
+    silent[30].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    silent[30].settimeout(PATIENCE)
+    assert silent[30].recv(100).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+    for connection in silent:
         connection.close()
 
 
