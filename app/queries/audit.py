@@ -1,9 +1,9 @@
 """Who did what: one function, one statement."""
 
-import json
 from typing import Any
 
 from app.db import Cursor, Row
+from app.encoding import json_text
 
 
 def insert_audit(
@@ -28,8 +28,8 @@ def insert_audit(
             "action": action,
             "customer_id": customer_id,
             "subject": subject,
-            "before": None if before is None else json.dumps(before),
-            "after": None if after is None else json.dumps(after),
+            "before": None if before is None else json_text(before),
+            "after": None if after is None else json_text(after),
             "request_id": request_id,
         },
     )

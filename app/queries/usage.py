@@ -23,7 +23,7 @@ def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
     """
     return cur.one(
         """
-        SELECT *
+        SELECT *, %(customer_id)s AS customer_id
           FROM report_usage(%(customer_id)s, %(instance_id)s, %(active_devices)s, %(total_devices)s,
                             %(reported_at)s, %(jti)s, %(since)s)
         """,

@@ -1,11 +1,9 @@
 """Who did what, with what was before and after, in the transaction of the change itself."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, Final
 
 from app.db import Cursor
-from app.encoding import rfc3339
 from app.parts import actor
 from app.queries import audit
 
@@ -23,7 +21,7 @@ def record(
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a line. Of two rows given only what differs is kept; secrets never are."""
-    old, new = _plain(before), _plain(after)
+    old, new = _told(before), _told(after)
     if old is not None and new is not None:
         differing = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
         old, new = _only(old, differing), _only(new, differing)
@@ -40,14 +38,10 @@ def record(
     )
 
 
-def _plain(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _told(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if row is None:
         return None
-    return {
-        name: rfc3339(value) if isinstance(value, datetime) else value
-        for name, value in row.items()
-        if name not in _LEFT_OUT
-    }
+    return {name: value for name, value in row.items() if name not in _LEFT_OUT}
 
 
 def _only(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -77,14 +77,13 @@ def _differs(report: Row, stored: Row) -> bool:
 
 def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
     """Add what the customer may use, and the license that an instance with an old one should take."""
-    device_limit = row["device_limit"]
     if jti is not None and (row["current_jti"] != jti or not still_says(row)):
         current = current_license(answer["customer_id"])
         device_limit = current["device_limit"]
         if current["jti"] != jti:
             answer["license"] = current["token"]
     else:
-        device_limit = _entitled(row | {"customer_id": answer["customer_id"]})["device_limit"]
+        device_limit = _entitled(row)["device_limit"]
     used = answer["active_devices"]
     answer["device_limit"] = device_limit
     answer["utilization"] = utilization(used, device_limit)
@@ -122,7 +121,7 @@ def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> No
         return
     others = int(row["others_active"])
     before = others + (row["last_active"] if last_at is not None and last_at >= since else 0)
-    standing = {**row, "customer_id": customer_id, "active": others + used}
+    standing = row | {"active": others + used}
     if row["other_instances"]:
         # Another instance may have reported in the same moment, unseen by either: add up once more.
         standing = usage.select_usage_standings(cur, [customer_id], since)[0]
