@@ -7,6 +7,7 @@ is wrong then is told in the log, and the service goes on as before.
 import atexit
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -58,18 +59,30 @@ bind = f"0.0.0.0:{settings.port}"
 worker_class = "app.worker.PatientWorker"
 workers = settings.web_concurrency
 threads = settings.web_threads
+worker_connections = 1000
 # Requests in flight get this long after SIGTERM.
 graceful_timeout = 30
 timeout = 60
 keepalive = 15
 limit_request_line = 4094
 limit_request_field_size = 16380
+sendfile = False  # which waits for slow readers in a thread
 forwarded_allow_ips = ""
 logconfig_dict = logging_config(settings.log_level, settings.log_format)
 accesslog = None  # one line a request is written by the application, which knows the route and who called
 proc_name = "zemfyre-billing"
 worker_tmp_dir = memory
 control_socket_disable = True
+
+
+def _allow_open_files(wanted: int) -> None:
+    """As many as the connections need, where the usual 1024 are too few; as many as may be, at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+
+
+_allow_open_files(2 * worker_connections)
 
 
 def on_starting(server: Any) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from app import embedded
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
 from tests.faults.conftest import Load, Postgres
-from tests.server import PATIENCE, wait_until
+from tests.server import PATIENCE, Server, wait_until
 
 
 def test_a_full_disk_is_503_and_leaves_nothing(client, sql):
@@ -64,34 +66,114 @@ def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
     assert report(7) == 201
 
 
-SLOW = [b"GET /health HT", b"POST /api/licenses/verify HTTP/1.1\r\nContent-Length: 99\r\n"]
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /api/licenses/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SLOW = {
+    "silent": b"",
+    "head": GET + b"X-A: ",
+    "body": POST + b"Content-Length: 99\r\n\r\n{",
+    "long body": POST + b"Content-Length: 99999999\r\n\r\n{",
+    "chunks": POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n0\r\n\r\n\r\n",
+    "expects": POST + b"Expect: 100-continue\r\nContent-Length: 99\r\n\r\n",
+    "next head": GET + b"\r\n" + GET,
+    "does not hang up": GET + b"Connection: close\r\n\r\n",
+    "garbage": b"GARBAGE\r\n\r\n",
+    "does not read": 8 * (b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"),
+}
 
 
-@pytest.mark.parametrize("sent", SLOW if os.environ.get("FAULTS") == "long" else SLOW[:1])
-def test_slow_clients_do_not_keep_the_others_out(serve, sent: bytes):
-    """More connections that dribble than there are threads; each loses its place in the end."""
-    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="4")
-    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
-    for connection in slow:
-        connection.sendall(sent)
-    assert server.get("/health").status_code == 200
-    for connection in slow:
-        connection.settimeout(30)
-        assert connection.recv(1) == b""
-        connection.close()
-
-
-def test_silent_clients_take_no_thread(serve):
-    """Browsers and balancers connect ahead of time, too; whoever speaks in the end is served."""
+@pytest.fixture
+def crowd(serve):
+    """Connections that all send this and then leave it at that, to a server that has two threads."""
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
-    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
-    assert server.get("/health").status_code == 200
-    silent[30].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-    silent[30].settimeout(PATIENCE)
-    assert silent[30].recv(100).startswith(b"HTTP/1.1 200 ")
-    assert server.stop() == 0
-    for connection in silent:
+    connections = []
+
+    def send(what: bytes, count: int = 60) -> tuple[Server, list[socket.socket]]:
+        for _ in range(count):
+            connections.append(socket.socket())
+            connections[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connections[-1].connect(("127.0.0.1", server.port))
+            connections[-1].sendall(what)
+        return server, connections
+
+    yield send
+    for connection in connections:
         connection.close()
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_slow_clients_do_not_keep_the_others_out(crowd, kind):
+    """Many times as many as there are threads; each would keep one for longer than we wait here."""
+    server, slow = crowd(SLOW[kind])
+    assert server.get("/health").status_code == 200
+    for connection in slow[::2]:
+        connection.close()
+    assert server.get("/health").status_code == 200
+    assert [line for line in server.lines() if line["level"] == "error"] == []
+
+
+def test_slow_clients_are_served_in_the_end(crowd):
+    _, slow = crowd(GET + b"X-A: a", 30)
+    for connection in slow:
+        connection.sendall(b"\r\n\r\n")
+        connection.settimeout(PATIENCE)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_stopping_waits_for_a_request_that_has_begun_but_not_for_silence(crowd):
+    server, (silent, begun) = crowd(b"", 2)
+    begun.sendall(GET)
+    assert server.get("/health").status_code == 200
+    server.send(signal.SIGTERM)
+    silent.settimeout(PATIENCE)
+    assert silent.recv(1) == b""
+    begun.sendall(b"\r\n")
+    begun.settimeout(PATIENCE)
+    assert begun.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+
+
+def test_slow_clients_lose_their_place_in_the_end(crowd):
+    _, slow = crowd(SLOW["body"], 3)
+    for connection in slow:
+        connection.settimeout(PATIENCE)
+        assert connection.recv(1) == b""
+
+
+def test_an_answer_is_sent_to_its_end_however_slowly_it_is_read(crowd):
+    server, slow = crowd(SLOW["does not read"], 1)
+    whole = server.get("/docs/swagger-ui-bundle.js").content
+    slow[0].settimeout(PATIENCE)
+    with slow[0].makefile("rb") as answers:
+        for _ in range(8):
+            assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+            while answers.readline() != b"\r\n":
+                pass
+            assert answers.read(len(whole)) == whole
+
+
+def test_more_connections_than_a_worker_keeps_do_not_keep_the_others_out(serve):
+    """The one that has waited longest gives way."""
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2", GUNICORN_CMD_ARGS="--worker-connections 50")
+    slow = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(100)]
+    assert server.get("/health").status_code == 200
+    assert slow[0].recv(1) == b""
+    slow[-1].sendall(GET + b"\r\n")
+    assert slow[-1].recv(100).startswith(b"HTTP/1.1 200 ")
+    for connection in slow:
+        connection.close()
+
+
+def test_too_few_open_files_for_all_connections_are_survived(serve):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    worker = server.workers()[0]
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (80, 80))
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+    assert server.get("/health").status_code == 200
+    assert server.workers() == [worker]
+    for connection in slow:
+        connection.close()
+    assert server.get("/health").status_code == 200
 
 
 if os.environ.get("FAULTS") == "long" and os.geteuid() == 0:

@@ -1,0 +1,183 @@
+"""Where a request ends, seen from the poller, and answers that are not read: on a pair of real sockets."""
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.http import get_parser
+from gunicorn.http.errors import LimitRequestHeaders
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.connection import HEAD_LIMIT, REQUEST_LIMIT, Connection
+
+ROOM = 8 * 1024 * 1024
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+WHOLE = {
+    GET: b"",
+    b"\r\n" + GET: b"",
+    b"GET / HTTP/1.0\r\n\r\n": b"",
+    POST + b"Content-Length: 5\r\n\r\nhello": b"hello",
+    POST + b"CONTENT-LENGTH:\t0005 \r\nX-A: b\r\n\r\n\r\n\r\n\r": b"\r\n\r\n\r",
+    POST + b"X-A: content-length: 9\r\nContent-Length: 1\r\n\r\n!": b"!",
+    CHUNKED + b"5\r\nhello\r\n0\r\n\r\n": b"hello",
+    CHUNKED + b"5\r\n0\r\n\r\n\r\nA\r\n0123456789\r\n0\r\nX-Sum: 9\r\n\r\n": b"0\r\n\r\n0123456789",
+    CHUNKED + b"0\r\n\r\n": b"",
+}
+KEPT = [request for request in WHOLE if b"HTTP/1.0" not in request]
+REFUSED = [
+    b"GARBAGE\r\n\r\n",
+    b"GET / HTTP/1.1\n",
+    b"\x16\x03\x01\x02\x00\x01\n",
+    POST + b"Content-Length: five\r\n\r\n",
+    POST + b"Content-Length: 99999999\r\n\r\n",
+    POST + b"Content-Length: %d\r\n\r\n" % (REQUEST_LIMIT + 1),
+    CHUNKED + b"five\r\n",
+    CHUNKED + b"1234567\r\n",
+    POST + b"Transfer-Encoding: gzip\r\n\r\n\x1f\x8b\r\n",
+]
+
+
+class Pair:
+    """The service's end and the client's."""
+
+    def __init__(self, room: int = ROOM) -> None:
+        server, self.client = socket.socketpair()
+        self.client.settimeout(10)
+        self.server = Connection(server, lambda: room)
+        self.parser = get_parser(Config(), self.server, ("127.0.0.1", 1))
+        self.server.begin(b"")
+
+    def arrives(self, data: bytes) -> bool:
+        self.client.sendall(data)
+        return self.server.has_arrived()
+
+    def body(self) -> bytes:
+        body = next(self.parser).body.read()
+        assert isinstance(body, bytes)
+        return body
+
+    def close(self) -> None:
+        self.server.close()
+        self.client.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+@pytest.mark.parametrize("request_", WHOLE)
+def test_a_request_has_arrived_with_its_last_byte_and_not_before(pair: Pair, request_: bytes) -> None:
+    for at in range(len(request_) - 1):
+        assert not pair.arrives(request_[at : at + 1])
+    assert pair.arrives(request_[-1:])
+    assert pair.body() == WHOLE[request_]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(KEPT), min_size=1, max_size=5), st.lists(st.integers(1, 60)))
+def test_requests_in_pieces_are_served_each_once(requests: list[bytes], sizes: list[int]) -> None:
+    """However the network cuts them, and although the parser reads ahead into the next one."""
+    pair, stream, served = Pair(), b"".join(requests), []
+    try:
+        for size in [*sizes, len(stream)]:
+            piece, stream = stream[:size], stream[size:]
+            pair.client.sendall(piece)
+            while len(served) < len(requests) and pair.server.has_arrived():
+                served.append(pair.body())
+                assert pair.parser.finish_body()
+                pair.server.begin(pair.parser.unreader.take_buffered())
+    finally:
+        pair.close()
+    assert served == [WHOLE[request] for request in requests]
+
+
+@pytest.mark.parametrize("sent", REFUSED)
+def test_what_will_be_refused_is_not_waited_for(pair: Pair, sent: bytes) -> None:
+    assert pair.arrives(sent)
+
+
+def test_a_client_that_leaves_is_not_waited_for(pair: Pair) -> None:
+    assert not pair.arrives(b"")
+    pair.client.close()
+    assert pair.server.has_arrived()
+    assert pair.server.has_left
+
+
+def test_a_client_that_leaves_in_the_middle_is_for_the_parser(pair: Pair) -> None:
+    assert not pair.arrives(b"GET / HT")
+    pair.client.close()
+    assert pair.server.has_arrived()
+    assert not pair.server.has_left
+
+
+def test_a_head_without_end_is_cut_off(pair: Pair) -> None:
+    assert not pair.arrives(b"GET / HTTP/1.1\r\n")
+    while not pair.arrives(b"X-A: " + b"a" * 1000 + b"\r\n"):
+        assert pair.server.has_begun
+    with pytest.raises(LimitRequestHeaders):
+        next(pair.parser)
+
+
+def test_a_body_in_chunks_without_end_is_cut_off(pair: Pair) -> None:
+    assert not pair.arrives(CHUNKED)
+    sent = 0
+    while not pair.arrives(b"1000\r\n" + b"a" * 0x1000 + b"\r\n"):
+        sent += 0x1000
+    assert sent < REQUEST_LIMIT
+    assert len(next(pair.parser).body.read(1024 * 1024)) == 1024 * 1024
+
+
+def test_without_room_a_thread_reads_the_rest() -> None:
+    pair = Pair(room=100)
+    assert not pair.arrives(POST + b"Content-Length: 200\r\n\r\n")
+    assert pair.arrives(b"a" * 100)
+    pair.client.sendall(b"b" * 100)
+    assert pair.body() == b"a" * 100 + b"b" * 100
+    pair.close()
+
+
+def test_who_expects_to_be_told_is_told_once_to_continue(pair: Pair) -> None:
+    head = POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+    assert not pair.arrives(head)
+    assert pair.client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert pair.arrives(b"hello")
+    assert pair.server.was_told_to_continue
+    assert pair.body() == b"hello"
+    pair.server.begin(b"")
+    assert pair.arrives(head + b"hello") is True
+
+
+def test_an_answer_that_is_not_read_keeps_no_thread(pair: Pair) -> None:
+    answer = os.urandom(3 * 1024 * 1024)
+    pair.server.sendall(answer[:HEAD_LIMIT])
+    pair.server.sendall(answer[HEAD_LIMIT:])
+    assert pair.server.unsent
+    read = b""
+    while len(read) < len(answer):
+        read += pair.client.recv(HEAD_LIMIT)
+        pair.server.send_rest()
+    assert read == answer
+    assert not pair.server.unsent
+
+
+def test_without_room_the_thread_waits_for_the_reader() -> None:
+    pair = Pair(room=0)
+    answer = os.urandom(3 * 1024 * 1024)
+    with ThreadPoolExecutor(1) as thread:
+        answered = thread.submit(pair.server.sendall, answer)
+        read = b""
+        while len(read) < len(answer):
+            read += pair.client.recv(HEAD_LIMIT)
+        answered.result()
+    assert read == answer
+    assert not pair.server.unsent
+    pair.close()
