@@ -105,6 +105,7 @@ def test_one_line_a_stripe_call_and_a_webhook(make_app, stripe_environ, sandbox,
         ("Authorization: Bearer s3cret-key'", "s3cret-key"),
         ("authorization: bearer s3cret", "s3cret"),
         ("token eyJhbGciOi.eyJpc3M.c2ln-_1 refused", "eyJ"),
+        ("license-eyJhbGciOi.eyJpc3M.c2ln-_1", "eyJ"),
         ("postgresql://billing:hunter2@db/billing", "hunter2"),  # pragma: allowlist secret
         ("no such customer: ada.b+c@example.co.uk", "ada"),
         ("key sk_live_51Habc and whsec_abc", "_abc"),
@@ -118,6 +119,15 @@ def test_no_line_carries_a_secret(line: str, secret: str):
     record = logging.makeLogRecord({"msg": line, "levelno": 20, "levelname": "INFO", "quoted": line})
     for formatter in (JsonFormatter(), TextFormatter()):
         assert secret not in formatter.format(record)
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a.", "eyJ", "eyJ-", "eyJa.", "a@", "a@b.", "sk_", "://", "-----BEGIN A"]
+)
+def test_a_long_line_of_somebodys_choice_does_not_keep_the_service_busy(part: str):
+    """Looked through from every character on, this would take hours."""
+    line = f"{part * (1_000_000 // len(part))} @ eyJ PRIVATE KEY"
+    assert redacted(line).endswith("@ eyJ PRIVATE KEY")
 
 
 def test_a_line_of_the_log_stays_one_line():
