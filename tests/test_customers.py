@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.queries.subscriptions import OF_CUSTOMER, OF_SUBSCRIPTION
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
 
@@ -48,6 +49,16 @@ def test_both_spellings(client):
     assert (answer.status_code, answer.json["companyName"], answer.json["name"]) == (201, "Acme Corp", None)
     answer = client.post("/api/customers", json={"email": "b@example.com", "company": "Acme"}, headers=ADMIN)
     assert (answer.status_code, answer.json["companyName"]) == (201, "Acme")
+
+
+def test_the_columns_of_a_customer_with_its_subscriptions_are_what_they_are_called(app):
+    """They are told by their places; two names that subscriptions share with customers have a prefix."""
+    with app.extensions["parts"].db.statement() as cur:
+        cur.execute("SELECT * FROM find_customer('cust_0', NULL)")
+        names = [column[0] for column in cur.description]
+    width = len(OF_CUSTOMER)
+    assert tuple(names[:width]) == OF_CUSTOMER
+    assert tuple(re.sub("^subscription_(?!id)", "", name) for name in names[width:]) == OF_SUBSCRIPTION
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_not_ready_names_pending_migrations(make_app, empty_database_url):
 
 def test_what_a_pending_migration_would_bring_is_503(client, sql):
     made = make_customer(client)
-    sql("DROP FUNCTION read_customer")
+    sql("DROP FUNCTION find_customer")
     answer = client.get(f"/api/customers/{made['customerId']}", headers=ADMIN)
     assert answer.status_code == 503
     assert "flask db migrate" in answer.json["message"]

@@ -283,8 +283,8 @@ def test_every_access_has_its_index(app: Flask, client: FlaskClient, sql: Sql) -
     assert_indexed(inside("read_usage_figures", [customer_id], week), 3)
     everybody = [row["customer_id"] for row in sql("SELECT customer_id FROM customers LIMIT 50")]
     assert_indexed(inside("read_usage_figures", everybody, week), 3)
-    assert_indexed(inside("read_customer", customer_id, str(uuid.uuid4())), 0)
-    assert_indexed(inside("read_license", customer_id, str(uuid.uuid4())), 0)
+    assert_indexed(inside("find_customer", customer_id, str(uuid.uuid4())), 0)
+    assert_indexed(inside("find_license", customer_id, str(uuid.uuid4())), 0)
     assert_indexed(plans(lambda cur: usage_rows.select_usage_overview(cur, since=week, limit=1)), 0)
     assert_indexed(plans(lambda cur: usage_rows.select_usage_days(cur, customer_id, week)), 3)
     assert_indexed(plans(lambda cur: customer_rows.select_customers(cur, limit=200)), 0)

@@ -4,11 +4,9 @@ from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
-from app.queries import members_of
 
 COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
              issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
-OF_CURRENT = members_of("current", COLUMNS)
 
 
 def insert_license(cur: Cursor, license_row: dict[str, Any]) -> Row:
@@ -43,11 +41,7 @@ def select_license_to_hand_out(cur: Cursor, customer_id: str, jti: str | None) -
     license presented (`jti`). None: there is no such customer.
     """
     return cur.one(
-        f"""
-        SELECT {OF_CURRENT}, erased_at, license_known, license_revoked_at
-          FROM read_license(%(customer_id)s, %(jti)s) AS found
-        """,
-        {"customer_id": customer_id, "jti": jti},
+        "SELECT * FROM find_license(%(customer_id)s, %(jti)s)", {"customer_id": customer_id, "jti": jti}
     )
 
 

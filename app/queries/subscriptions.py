@@ -4,13 +4,21 @@ from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
-from app.queries import customers, members_of
 
 COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
              trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
              cancel_at, ended_at, changes, event_id, fetched_at, created_at, updated_at, id"""
-WITH_CUSTOMER = f"""{members_of("customer", customers.COLUMNS)}, license_known, license_revoked_at,
-                    {members_of("subscription", COLUMNS)}"""
+OF_CUSTOMER = (
+    "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
+    "revoked_at", "revoke_reason", "erased_at", "created_at", "updated_at", "license_known",
+    "license_revoked_at",
+)  # fmt: skip
+OF_SUBSCRIPTION = (
+    "id", "subscription_id", "stripe_subscription_id", "plan", "status", "trial_ends_at",
+    "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end", "cancel_at", "ended_at",
+    "created_at", "updated_at",
+)  # fmt: skip
+"""What `find_customer` returns, in this order."""
 
 
 def insert_trial(
@@ -75,23 +83,18 @@ def select_customer_with_subscriptions(
 ) -> tuple[Row, list[Row]] | None:
     """A customer and every subscription it ever had; the pair that most readers need, in one round trip.
 
-    The customer's row tells also what is known of the license presented (`jti`).
+    Both with what they are described by, and what is known of the license presented (`jti`).
     """
     cur.execute(
-        f"""
-        SELECT {WITH_CUSTOMER}
-          FROM read_customer(%(customer_id)s, %(jti)s) AS found
-        """,
-        {"customer_id": customer_id, "jti": jti},
+        "SELECT * FROM find_customer(%(customer_id)s, %(jti)s)", {"customer_id": customer_id, "jti": jti}
     )
     found = cur.fetchall()
     if not found:
         return None
-    names = [column[0] for column in cur.description or ()]
-    width = names.index("subscription_id")
-    rows = [dict(zip(names[width:], row[width:], strict=True)) for row in found]
-    has_any = rows[0]["id"] is not None
-    return dict(zip(names[:width], found[0], strict=False)), rows if has_any else []
+    customer = dict(zip(OF_CUSTOMER, found[0], strict=False))
+    width = len(OF_CUSTOMER)
+    rows = [dict(zip(OF_SUBSCRIPTION, row[width:], strict=True), customer_id=customer_id) for row in found]
+    return customer, rows if rows[0]["id"] is not None else []
 
 
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:

@@ -115,10 +115,9 @@ def select_usage_of(cur: Cursor, customer_id: str, *, jti: str | None, since: da
     """
     return cur.one(
         f"""
-        SELECT %(customer_id)s AS customer_id, (found.current).plan, (found.current).device_limit,
-               (found.current).renews_at, (found.current).recheck, erased_at, license_known,
-               license_revoked_at, {WINDOW_FIGURES}
-          FROM read_license(%(customer_id)s, %(jti)s) AS found
+        SELECT %(customer_id)s AS customer_id, plan, device_limit, renews_at, recheck, erased_at,
+               license_known, license_revoked_at, {WINDOW_FIGURES}
+          FROM find_license(%(customer_id)s, %(jti)s)
           LEFT JOIN read_usage_figures(ARRAY[%(customer_id)s], %(since)s) ON TRUE
         """,
         {"customer_id": customer_id, "jti": jti, "since": since},
