@@ -5,7 +5,6 @@ import select
 import selectors
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -13,15 +12,18 @@ from typing import Any, Final
 from gunicorn.http import get_parser
 from gunicorn.workers.gthread import ThreadWorker
 
-from app.connection import PATIENCE_SECONDS, Connection
+from app.connection import HEAD_LIMIT, Connection
 
-Conn = Any
-"""gunicorn's TConn, whose `sock` is a Connection from its first `enqueue_req` on."""
+REQUEST_SECONDS: Final = 15
+ANSWER_SECONDS: Final = 60
 SILENT_SECONDS_AT_STOP: Final = 2
 ACCEPT_PAUSE_SECONDS: Final = 0.0003
 NO_FILES_PAUSE_SECONDS: Final = 0.05
-UNFINISHED_LIMIT: Final = 64 * 1024 * 1024
-"""How many bytes of unfinished requests and answers one worker keeps, about."""
+KEPT_LIMIT: Final = 64 * 1024 * 1024
+"""How many bytes of requests and answers one worker keeps for its clients."""
+
+Conn = Any
+"""gunicorn's TConn, whose `sock` is a Connection from its first `enqueue_req` on."""
 
 
 class PatientWorker(ThreadWorker):
@@ -29,11 +31,19 @@ class PatientWorker(ThreadWorker):
 
     By itself gunicorn waits in a thread for a client that has begun to speak, and in its one accepting
     thread, two seconds long, for one to close: a few dozen that dribble (slowloris), do not read, or do
-    not hang up would take the service away from everybody. Here all of them wait in the poller, for
-    PATIENCE_SECONDS; `pending_conns` has those that gunicorn does not know of too.
+    not hang up would take the service away from everybody. Here all of them wait in the poller. Where
+    they become too many, or keep too much, the one that has waited longest is closed.
     """
 
-    pending_conns: deque[Conn]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: dict[Conn, float] = {}
+        """Until when (monotonic), in the order in which they began to wait."""
+        self._kept: dict[Conn, int] = {}
+        """Bytes."""
+        self._kept_in_all = 0
+        self._lacks_files = False
+        self._look_again_at = 0.0
 
     def accept(self, listener: socket.socket) -> None:
         """Take one connection, then stand back a moment.
@@ -41,28 +51,26 @@ class PatientWorker(ThreadWorker):
         In its slice of time one worker would else take every connection of a burst, and keep them
         while the other workers have none.
         """
-        if self.nr_conns >= self.worker_connections - 1:
-            self._make_room()
         try:
             super().accept(listener)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 raise
             self.log.error("a connection was not accepted: %s", error)
-            self._make_room()
+            self._lacks_files = True
             time.sleep(NO_FILES_PAUSE_SECONDS)
         time.sleep(ACCEPT_PAUSE_SECONDS)
 
     def enqueue_req(self, conn: Conn) -> None:
         """A connection is new, or speaks again: a thread for its request, or it waits for the rest."""
         if conn.parser is None:
-            conn.sock = Connection(conn.sock, self._room)
+            conn.sock = Connection(conn.sock)
             conn.parser = get_parser(self.cfg, conn.sock, conn.client)
         conn.sock.begin(conn.parser.unreader.take_buffered())
         if conn.sock.has_arrived():
             self._serve(conn)
         else:
-            self._wait(conn, selectors.EVENT_READ, self._on_more)
+            self._wait(conn, selectors.EVENT_READ, self._on_more, REQUEST_SECONDS)
 
     def handle_request(self, req: Any, conn: Conn) -> bool:
         """Who was told to continue already is not told again."""
@@ -71,15 +79,30 @@ class PatientWorker(ThreadWorker):
 
     def finish_request(self, conn: Conn, fs: Any) -> None:
         """The answer is made: once the client has it, keep the connection or part from it."""
-        is_kept = not fs.cancelled() and fs.exception() is None and fs.result()
-        if conn.sock.unsent:
-            self._wait(conn, selectors.EVENT_WRITE, partial(self._on_writable, fs))
+        is_kept = not fs.cancelled() and fs.exception() is None and fs.result() and not conn.sock.is_broken
+        self._count(conn)
+        if conn.sock.fileno() < 0:  # gunicorn closed it, after an error in mid-answer
+            self._close(conn)
+        elif conn.sock.unsent:
+            self._wait(conn, selectors.EVENT_WRITE, partial(self._on_writable, fs), ANSWER_SECONDS)
         elif not is_kept:
             self._part(conn)
         elif conn.sock.has_begun:
             self.enqueue_req(conn)
         else:
             super().finish_request(conn, fs)
+
+    def murder_pending(self) -> None:
+        """After each round of events: close whose time is up, and who has waited longest of too many."""
+        now = time.monotonic()
+        if now >= self._look_again_at:
+            self._look_again_at = now + 1
+            for conn in [conn for conn, until in self._waiting.items() if until <= now]:
+                self._drop(conn)
+        while self._kept_in_all > KEPT_LIMIT and self._waiting:
+            self._drop(next(iter(self._waiting)))
+        while (self.nr_conns >= self.worker_connections or self._lacks_files) and self._make_room():
+            self._lacks_files = False
 
     def set_accept_enabled(self, enabled: bool | None) -> None:
         """When stopping, take who has connected already and close the door.
@@ -90,76 +113,96 @@ class PatientWorker(ThreadWorker):
         if enabled or self.alive:
             return
         soon = time.monotonic() + SILENT_SECONDS_AT_STOP
-        for conn in self.pending_conns:
-            if not conn.sock.has_begun and not conn.sock.unsent:
-                conn.timeout = min(conn.timeout, soon)
-        self.pending_conns = deque(sorted(self.pending_conns, key=lambda conn: conn.timeout))
-        for listener in self.sockets:
-            while select.select([listener], [], [], 0)[0]:
+        for conn, until in self._waiting.items():
+            self._waiting[conn] = until if conn.sock.kept else min(until, soon)
+        listeners, self.sockets = self.sockets, []
+        for listener in listeners:
+            before = -1
+            while before < self.nr_conns and select.select([listener], [], [], 0)[0]:
+                before = self.nr_conns
                 self.accept(listener)
             listener.close()
 
     def _serve(self, conn: Conn) -> None:
-        if conn.sock.has_left:
+        self._count(conn)
+        is_too_much = self._kept_in_all > KEPT_LIMIT and conn.sock.kept > HEAD_LIMIT
+        if conn.sock.is_lost or is_too_much:
             self._close(conn)
         else:
             conn.data_ready = True
             super().enqueue_req(conn)
 
     def _on_more(self, conn: Conn) -> None:
+        had_begun = conn.sock.has_begun
         if conn.sock.has_arrived():
             self._stop_waiting(conn)
             self._serve(conn)
+        elif conn.sock.has_begun and not had_begun:
+            self._stop_waiting(conn)
+            self._wait(conn, selectors.EVENT_READ, self._on_more, REQUEST_SECONDS)
+        else:
+            self._count(conn)
 
     def _on_writable(self, fs: Any, conn: Conn) -> None:
         try:
             conn.sock.send_rest()
         except OSError:
-            self._stop_waiting(conn)
-            self._close(conn)
+            self._drop(conn)
             return
+        self._count(conn)
         if not conn.sock.unsent:
             self._stop_waiting(conn)
             self.finish_request(conn, fs)
 
     def _part(self, conn: Conn) -> None:
-        """Nothing more comes from here. Closing at once might cost the client the answer (RFC 9112, 9.6)."""
+        """Closing at once, while the client still sends, might cost it the answer (RFC 9112, 9.6)."""
         try:
-            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.part()
         except OSError:
             self._close(conn)
-        else:
-            self._wait(conn, selectors.EVENT_READ, self._on_last_words)
+            return
+        self._count(conn)
+        self._wait(conn, selectors.EVENT_READ, self._on_last_words, REQUEST_SECONDS)
 
     def _on_last_words(self, conn: Conn) -> None:
         if conn.sock.hear_out():
-            self._stop_waiting(conn)
-            self._close(conn)
+            self._drop(conn)
 
-    def _wait(self, conn: Conn, event: int, then: Callable[[Conn], None]) -> None:
-        """In the poller, without a thread; gunicorn closes whose time is up."""
-        is_patient = self.alive or conn.sock.has_begun or conn.sock.unsent
-        conn.timeout = time.monotonic() + (PATIENCE_SECONDS if is_patient else SILENT_SECONDS_AT_STOP)
-        self.pending_conns.append(conn)
+    def _wait(self, conn: Conn, event: int, then: Callable[[Conn], None], seconds: float) -> None:
+        """Without a thread, in the poller."""
+        self._count(conn)
+        if not self.alive and not conn.sock.kept:
+            seconds = SILENT_SECONDS_AT_STOP
+        self._waiting[conn] = time.monotonic() + seconds
         self.poller.register(conn.sock, event, lambda _: then(conn))
 
     def _stop_waiting(self, conn: Conn) -> None:
+        del self._waiting[conn]
         self.poller.unregister(conn.sock)
-        self.pending_conns.remove(conn)
+
+    def _drop(self, conn: Conn) -> None:
+        self._stop_waiting(conn)
+        self._close(conn)
 
     def _close(self, conn: Conn) -> None:
+        self._kept_in_all -= self._kept.pop(conn, 0)
         self.nr_conns -= 1
         conn.close()
 
-    def _room(self) -> int:
-        """The more connections wait, the less each may keep; beyond that a thread does wait for it."""
-        return UNFINISHED_LIMIT // (len(self.pending_conns) + 1)
+    def _count(self, conn: Conn) -> None:
+        kept = conn.sock.kept
+        self._kept_in_all += kept - self._kept.pop(conn, 0)
+        if kept:
+            self._kept[conn] = kept
 
-    def _make_room(self) -> None:
-        """Close what has waited longest, for who comes now and may be quicker."""
-        for waiting in (self.pending_conns, self.keepalived_conns):
-            if waiting:
-                conn = waiting.popleft()
-                self.poller.unregister(conn.sock)
-                self._close(conn)
-                return
+    def _make_room(self) -> bool:
+        """Close an idle connection, else the one that has waited longest; False where there is none."""
+        if self.keepalived_conns:
+            conn = self.keepalived_conns.popleft()
+            self.poller.unregister(conn.sock)
+            self._close(conn)
+        elif self._waiting:
+            self._drop(next(iter(self._waiting)))
+        else:
+            return False
+        return True

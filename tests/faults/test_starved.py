@@ -6,8 +6,11 @@ import resource
 import signal
 import socket
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import psutil
 import psycopg2
 import pytest
 
@@ -133,6 +136,19 @@ def test_stopping_waits_for_a_request_that_has_begun_but_not_for_silence(crowd):
     assert server.stop() == 0
 
 
+def test_stopping_waits_for_a_request_that_begins_late(crowd):
+    server, (slow,) = crowd(b"", 1)
+    assert server.get("/health").status_code == 200
+    server.send(signal.SIGTERM)
+    time.sleep(0.5)
+    slow.sendall(GET)
+    time.sleep(2)
+    slow.sendall(b"\r\n")
+    slow.settimeout(PATIENCE)
+    assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert server.stop() == 0
+
+
 def test_slow_clients_lose_their_place_in_the_end(crowd):
     _, slow = crowd(SLOW["body"], 3)
     for connection in slow:
@@ -155,6 +171,7 @@ def test_an_answer_is_sent_to_its_end_however_slowly_it_is_read(crowd):
 def test_more_connections_than_a_worker_keeps_do_not_keep_the_others_out(serve):
     """The one that has waited longest gives way."""
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2", GUNICORN_CMD_ARGS="--worker-connections 50")
+    workers = server.workers()
     slow = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(100)]
     assert server.get("/health").status_code == 200
     assert slow[0].recv(1) == b""
@@ -162,6 +179,54 @@ def test_more_connections_than_a_worker_keeps_do_not_keep_the_others_out(serve):
     assert slow[-1].recv(100).startswith(b"HTTP/1.1 200 ")
     for connection in slow:
         connection.close()
+    assert server.workers() == workers
+
+
+def test_a_full_worker_that_is_spoken_to_by_all_goes_on(serve):
+    """Closing one to make room must not meet what that one, or its neighbour, sends in the same moment."""
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2", GUNICORN_CMD_ARGS="--worker-connections 50")
+    workers = server.workers()
+    for _ in range(20):
+        slow = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(60)]
+        for connection in slow:
+            with suppress(OSError):
+                connection.sendall(GET)
+        for connection in slow:
+            with suppress(OSError):
+                connection.sendall(b"\r\n" + GET)
+        assert server.get("/health").status_code == 200
+        for connection in slow:
+            connection.close()
+    assert server.workers() == workers
+
+
+def test_many_bytes_of_unfinished_requests_give_way_to_others(serve):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    process = psutil.Process(server.workers()[0])
+    before = process.memory_info().rss
+    long = POST + b"Content-Length: 1000000\r\n\r\n"
+    slow = []
+    for _ in range(200):
+        slow.append(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+        with suppress(OSError):
+            slow[-1].sendall(long + b" " * 999_999)
+    assert server.get("/health").status_code == 200
+    assert process.memory_info().rss - before < 150_000_000
+    for connection in slow:
+        connection.close()
+
+
+def test_what_follows_a_refused_body_is_not_taken_for_a_request(serve):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+        connection.sendall(SLOW["long body"])
+        answers = connection.recv(10_000)
+        with suppress(OSError):
+            connection.sendall(GET + b"\r\n")
+        while more := connection.recv(10_000):
+            answers += more
+    assert answers.startswith(b"HTTP/1.1 413 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
 
 
 def test_too_few_open_files_for_all_connections_are_survived(serve):
