@@ -37,6 +37,7 @@ class Connection(socket.socket):
         super().setblocking(True)
         self.unsent = bytearray()
         self.is_lost = self.is_broken = False
+        self.waits_since = 0.0
         self._received = bytearray()
         self.begin(b"")
 

@@ -19,6 +19,8 @@ ANSWER_SECONDS: Final = 60
 SILENT_SECONDS_AT_STOP: Final = 2
 ACCEPT_PAUSE_SECONDS: Final = 0.0003
 NO_FILES_PAUSE_SECONDS: Final = 0.05
+EVERYBODYS_SECONDS: Final = 1
+"""Who has waited for less is not closed to make room: its request may be under way."""
 KEPT_LIMIT: Final = 64 * 1024 * 1024
 """How many bytes of requests and answers one worker keeps for its clients."""
 
@@ -173,7 +175,8 @@ class PatientWorker(ThreadWorker):
         self._count(conn)
         if not self.alive and not conn.sock.kept:
             seconds = SILENT_SECONDS_AT_STOP
-        self._waiting[conn] = time.monotonic() + seconds
+        conn.sock.waits_since = time.monotonic()
+        self._waiting[conn] = conn.sock.waits_since + seconds
         self.poller.register(conn.sock, event, lambda _: then(conn))
 
     def _stop_waiting(self, conn: Conn) -> None:
@@ -197,12 +200,14 @@ class PatientWorker(ThreadWorker):
 
     def _make_room(self) -> bool:
         """Close an idle connection, else the one that has waited longest; False where there is none."""
-        if self.keepalived_conns:
+        began = time.monotonic() - EVERYBODYS_SECONDS
+        if self.keepalived_conns and self.keepalived_conns[0].timeout - self.cfg.keepalive < began:
             conn = self.keepalived_conns.popleft()
             self.poller.unregister(conn.sock)
             self._close(conn)
-        elif self._waiting:
-            self._drop(next(iter(self._waiting)))
-        else:
+            return True
+        longest = next(iter(self._waiting), None)
+        if longest is None or longest.sock.waits_since > began:
             return False
+        self._drop(longest)
         return True

@@ -186,7 +186,7 @@ def test_a_full_worker_that_is_spoken_to_by_all_goes_on(serve):
     """Closing one to make room must not meet what that one, or its neighbour, sends in the same moment."""
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2", GUNICORN_CMD_ARGS="--worker-connections 50")
     workers = server.workers()
-    for _ in range(20):
+    for _ in range(5):
         slow = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(60)]
         for connection in slow:
             with suppress(OSError):
