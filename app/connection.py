@@ -3,6 +3,7 @@
 import errno
 import re
 import socket
+from contextlib import suppress
 from typing import Any, Final
 
 from gunicorn.http.errors import LimitRequestHeaders
@@ -50,7 +51,6 @@ class Connection(socket.socket):
     def begin(self, ahead: bytes) -> None:
         """A request is due; `ahead` is what the parser read of it behind the one before."""
         self._received[:0] = ahead
-        self.was_told_to_continue = False
         self._is_head_too_long = False
         self._end: int | None = None
         self._next_chunk: int | None = None
@@ -186,7 +186,5 @@ class Connection(socket.socket):
             self._end = found + 4
 
     def _tell_to_continue(self) -> None:
-        try:
-            self.was_told_to_continue = bool(self.send(b"HTTP/1.1 100 Continue\r\n\r\n", socket.MSG_DONTWAIT))
-        except OSError:
-            return
+        with suppress(OSError):
+            self.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

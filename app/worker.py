@@ -34,7 +34,8 @@ class PatientWorker(ThreadWorker):
     By itself gunicorn waits in a thread for a client that has begun to speak, and in its one accepting
     thread, two seconds long, for one to close: a few dozen that dribble (slowloris), do not read, or do
     not hang up would take the service away from everybody. Here all of them wait in the poller. Where
-    they become too many, or keep too much, the one that has waited longest is closed.
+    they become too many, the one that has waited longest is closed; where they keep too much, the one
+    that keeps most.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,10 +57,10 @@ class PatientWorker(ThreadWorker):
         try:
             super().accept(listener)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno == errno.EBADF:
                 raise
             self.log.error("a connection was not accepted: %s", error)
-            self._lacks_files = True
+            self._lacks_files = error.errno in (errno.EMFILE, errno.ENFILE)
             time.sleep(NO_FILES_PAUSE_SECONDS)
         time.sleep(ACCEPT_PAUSE_SECONDS)
 
@@ -75,8 +76,8 @@ class PatientWorker(ThreadWorker):
             self._wait(conn, selectors.EVENT_READ, self._on_more, REQUEST_SECONDS)
 
     def handle_request(self, req: Any, conn: Conn) -> bool:
-        """Who was told to continue already is not told again."""
-        req._expected_100_continue = req._expected_100_continue and not conn.sock.was_told_to_continue
+        """Who waits to be told to go on was told; gunicorn would wait here until the client takes it."""
+        req._expected_100_continue = False
         return super().handle_request(req, conn)
 
     def finish_request(self, conn: Conn, fs: Any) -> None:
@@ -95,14 +96,14 @@ class PatientWorker(ThreadWorker):
             super().finish_request(conn, fs)
 
     def murder_pending(self) -> None:
-        """After each round of events: close whose time is up, and who has waited longest of too many."""
+        """After each round of events: close whose time is up, who keeps most, who has waited longest."""
         now = time.monotonic()
         if now >= self._look_again_at:
             self._look_again_at = now + 1
             for conn in [conn for conn, until in self._waiting.items() if until <= now]:
                 self._drop(conn)
-        while self._kept_in_all > KEPT_LIMIT and self._waiting:
-            self._drop(next(iter(self._waiting)))
+        while self._kept_in_all > KEPT_LIMIT and (keeping := self._kept.keys() & self._waiting.keys()):
+            self._drop(max(keeping, key=self._kept.__getitem__))
         while (self.nr_conns >= self.worker_connections or self._lacks_files) and self._make_room():
             self._lacks_files = False
 
@@ -119,9 +120,9 @@ class PatientWorker(ThreadWorker):
             self._waiting[conn] = until if conn.sock.kept else min(until, soon)
         listeners, self.sockets = self.sockets, []
         for listener in listeners:
-            before = -1
-            while before < self.nr_conns and select.select([listener], [], [], 0)[0]:
-                before = self.nr_conns
+            for _ in range(self.worker_connections):
+                if self._lacks_files or not select.select([listener], [], [], 0)[0]:
+                    break
                 self.accept(listener)
             listener.close()
 
@@ -176,8 +177,8 @@ class PatientWorker(ThreadWorker):
         if not self.alive and not conn.sock.kept:
             seconds = SILENT_SECONDS_AT_STOP
         conn.sock.waits_since = time.monotonic()
-        self._waiting[conn] = conn.sock.waits_since + seconds
         self.poller.register(conn.sock, event, lambda _: then(conn))
+        self._waiting[conn] = conn.sock.waits_since + seconds
 
     def _stop_waiting(self, conn: Conn) -> None:
         del self._waiting[conn]

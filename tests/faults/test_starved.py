@@ -136,6 +136,40 @@ def test_stopping_waits_for_a_request_that_has_begun_but_not_for_silence(crowd):
     assert server.stop() == 0
 
 
+def test_stopping_serves_who_has_connected_behind_who_has_left(serve):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    worker = psutil.Process(server.workers()[0])
+    worker.suspend()
+    for _ in range(6):
+        socket.create_connection(("127.0.0.1", server.port), PATIENCE).close()
+    waiting = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+    waiting.sendall(GET + b"\r\n")
+    server.send(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
+    worker.resume()
+    assert waiting.recv(100).startswith(b"HTTP/1.1 200 ")
+    waiting.close()
+    assert server.stop() == 0
+
+
+def test_a_big_upload_gives_way_and_nobody_who_keeps_little(serve):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    small = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(5)]
+    for connection in small[1:]:
+        connection.sendall(GET)
+    long = POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 999_000
+    big = [socket.create_connection(("127.0.0.1", server.port), PATIENCE) for _ in range(80)]
+    for connection in big:
+        with suppress(OSError):
+            connection.sendall(long)
+    small[0].sendall(GET)
+    for connection in small:
+        connection.sendall(b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    for connection in small + big:
+        connection.close()
+
+
 def test_stopping_waits_for_a_request_that_begins_late(crowd):
     server, (slow,) = crowd(b"", 1)
     assert server.get("/health").status_code == 200
