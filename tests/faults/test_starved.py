@@ -288,10 +288,9 @@ if os.environ.get("FAULTS") == "long" and os.geteuid() == 0:
             load = Load(server)
             load.wait_for_more()
             ballast = disk / "ballast"
-            with ballast.open("wb") as file, pytest.raises(OSError):
+            with ballast.open("wb", buffering=0) as file, pytest.raises(OSError):
                 while True:
                     file.write(b"x" * 65536)
-                    file.flush()
             wait_until(lambda: 503 in load.answers.values() or None in load.answers.values(), 120)
             ballast.unlink()
             postgres.start()
