@@ -83,7 +83,6 @@ class PatientWorker(ThreadWorker):
     def finish_request(self, conn: Conn, fs: Any) -> None:
         """The answer is made: once the client has it, keep the connection or part from it."""
         is_kept = not fs.cancelled() and fs.exception() is None and fs.result() and not conn.sock.is_broken
-        self._count(conn)
         if conn.sock.fileno() < 0:  # gunicorn closed it, after an error in mid-answer
             self._close(conn)
         elif conn.sock.unsent:
@@ -93,6 +92,7 @@ class PatientWorker(ThreadWorker):
         elif conn.sock.has_begun:
             self.enqueue_req(conn)
         else:
+            self._count(conn)
             super().finish_request(conn, fs)
 
     def murder_pending(self) -> None:
@@ -164,7 +164,6 @@ class PatientWorker(ThreadWorker):
         except OSError:
             self._close(conn)
             return
-        self._count(conn)
         self._wait(conn, selectors.EVENT_READ, self._on_last_words, REQUEST_SECONDS)
 
     def _on_last_words(self, conn: Conn) -> None:
