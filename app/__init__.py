@@ -117,8 +117,10 @@ def _protect(app: Flask, settings: Settings) -> None:
     @app.after_request
     def harden(response: Response) -> Response:
         headers = response.headers
-        headers.setdefault("Cache-Control", "no-store")
-        headers.extend(hardening)
+        if not headers.getlist("Cache-Control"):
+            headers.add("Cache-Control", "no-store")
+        for name, value in hardening:
+            headers.add(name, value)
         if response.mimetype == "text/html":
             # The API page starts itself with an inline script and draws with inline styles.
             script = "'self' 'unsafe-inline'" if request.path.startswith("/docs") else "'none'"
@@ -126,10 +128,11 @@ def _protect(app: Flask, settings: Settings) -> None:
                 f"default-src 'self'; script-src {script}; style-src 'self' 'unsafe-inline'; "
                 "img-src 'self' data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
             )
+        if not settings.cors_origins:
+            return response
+        headers.add("Vary", "Origin")  # also without one: a shared cache keeps the answers apart
         origin = request.headers.get("Origin")
-        if settings.cors_origins:
-            headers.add("Vary", "Origin")  # also without one: a shared cache keeps the answers apart
-        if origin and origin in settings.cors_origins:
+        if origin in settings.cors_origins:
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Headers"] = (
                 "Authorization, Content-Type, Idempotency-Key, X-Request-ID"

@@ -121,16 +121,17 @@ def observe(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        response.headers["X-Request-ID"] = g.request_id
+        request_id, rule, method = g.request_id, request.url_rule, request.method
+        response.headers["X-Request-ID"] = request_id
         seconds = time.perf_counter() - g.started
-        route = request.url_rule.rule if request.url_rule else "none"
-        method = request.method if request.method in _METHODS else "other"
+        route = rule.rule if rule else "none"
+        method = method if method in _METHODS else "other"
         REQUESTS.labels(method, route, response.status_code).inc()
         SECONDS.labels(route).observe(seconds)
         access_log.info(
             "request",
             extra={
-                "request_id": g.request_id,
+                "request_id": request_id,
                 "method": method,
                 "route": route,
                 "status": response.status_code,

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from gunicorn.glogging import Logger
 from gunicorn.http import get_parser
 from gunicorn.workers.gthread import ThreadWorker
 
 from app.connection import HEAD_LIMIT, Connection
+from app.threads import LONG_SECONDS, Threads
 
 REQUEST_SECONDS: Final = 15
 ANSWER_SECONDS: Final = 60
@@ -28,6 +30,13 @@ Conn = Any
 """gunicorn's TConn, whose `sock` is a Connection from its first `enqueue_req` on."""
 
 
+class Log(Logger):
+    """gunicorn's own, without the access log."""
+
+    def access(self, *_: Any) -> None:
+        """The application writes a line a request; gunicorn would compose another, for nobody to read."""
+
+
 class PatientWorker(ThreadWorker):
     """Lends a thread only to a request that is there whole, and only until its answer is made.
 
@@ -40,6 +49,7 @@ class PatientWorker(ThreadWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._threads = Threads(self.cfg.threads)
         self._waiting: dict[Conn, float] = {}
         """Until when (monotonic), in the order in which they began to wait."""
         self._kept: dict[Conn, int] = {}
@@ -47,6 +57,15 @@ class PatientWorker(ThreadWorker):
         self._kept_in_all = 0
         self._lacks_files = False
         self._look_again_at = 0.0
+
+    def get_thread_pool(self) -> Any:
+        """Where gunicorn's own would give each of its threads a request at once."""
+        return self._threads
+
+    def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
+        """One round. While requests wait for a thread, look again soon who takes long."""
+        super().wait_for_and_dispatch_events(LONG_SECONDS if self._threads.is_behind else timeout)
+        self._threads.relieve()
 
     def accept(self, listener: socket.socket) -> None:
         """Take one connection, then stand back a moment.

@@ -24,7 +24,7 @@ FLOORS = [
     ("app.schemas",),
     ("app.licenses", "app.db", "app.observe", "app.worker"),
     ("app.entitlements", "app.errors", "app.config"),
-    ("app.plans", "app.encoding", "app.connection"),
+    ("app.plans", "app.encoding", "app.connection", "app.threads"),
 ]
 
 
