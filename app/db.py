@@ -43,7 +43,7 @@ class Cursor(psycopg2.extensions.cursor):
     def all(self, sql: str, params: Mapping[str, Any] | None = None) -> list[Row]:
         self.execute(sql, params)
         names = [column[0] for column in self.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in self.fetchall()]
+        return [dict(zip(names, row, strict=False)) for row in self.fetchall()]
 
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row, or None."""
@@ -51,7 +51,7 @@ class Cursor(psycopg2.extensions.cursor):
         row = self.fetchone()
         if row is None:
             return None
-        return {column[0]: value for column, value in zip(self.description or (), row, strict=True)}
+        return {column[0]: value for column, value in zip(self.description or (), row, strict=False)}
 
     def the(self, sql: str, params: Mapping[str, Any] | None = None) -> Row:
         """The one row of a statement that always has one."""

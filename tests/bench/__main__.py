@@ -134,9 +134,9 @@ def floors(world: World, seconds: float) -> list[dict[str, Any]]:
             "jti": "LPAD(TO_HEX(:n), 32, '0')::UUID",
         },
     )  # fmt: skip
-    insert = (
+    insert = (  # an instance per client, as two of them may insert in one microsecond
         "INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)"
-        f" VALUES ({of_n}, 'i0', 15, 30, CLOCK_TIMESTAMP());\n"
+        f" VALUES ({of_n}, 'i' || :client_id, 15, 30, CLOCK_TIMESTAMP());\n"
     )
     history_sql, _ = captured(select_usage_reports, "", since=None, limit=0)
     history = for_pgbench(
