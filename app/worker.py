@@ -31,10 +31,12 @@ Conn = Any
 
 
 class Log(Logger):
-    """gunicorn's own, without the access log."""
+    """gunicorn's own, with an access log only for who asks for one."""
 
-    def access(self, *_: Any) -> None:
-        """The application writes a line a request; gunicorn would compose another, for nobody to read."""
+    def access(self, *args: Any) -> None:
+        """The application writes a line a request; gunicorn would compose another, if nobody wants it too."""
+        if self.cfg.accesslog:
+            super().access(*args)
 
 
 class PatientWorker(ThreadWorker):
@@ -61,6 +63,13 @@ class PatientWorker(ThreadWorker):
     def get_thread_pool(self) -> Any:
         """Where gunicorn's own would give each of its threads a request at once."""
         return self._threads
+
+    def run(self) -> None:
+        """Whatever ends it, the threads end too, and what they are at is answered before the process ends."""
+        try:
+            super().run()
+        finally:
+            self._threads.shutdown()
 
     def wait_for_and_dispatch_events(self, timeout: float | None) -> None:
         """One round. While requests wait for a thread, look again soon who takes long."""

@@ -69,6 +69,28 @@ def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
     assert report(7) == 201
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP])
+def test_whatever_stops_a_worker_what_waits_for_a_lock_is_answered(serve, database_url, how):
+    """More of them than have a thread at once."""
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="8")
+    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+    blocker = psycopg2.connect(database_url)
+    blocker.cursor().execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
+
+    def report(number: int) -> int:
+        body = report_body(made["customerId"], instanceId=f"i{number}")
+        return server.post("/api/usage/report", body, headers=bearer(made["license"])).status_code
+
+    with ThreadPoolExecutor(6) as pool, psycopg2.connect(database_url) as watch, watch.cursor() as cur:
+        waiting = [pool.submit(report, number) for number in range(6)]
+        wait_until(lambda: cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted") or cur.rowcount == 6)
+        server.send(how)
+        time.sleep(2)
+        blocker.close()
+        assert [future.result() for future in waiting] == 6 * [201]
+    watch.close()
+
+
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /api/licenses/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SLOW = {
