@@ -121,11 +121,11 @@ def observe(app: Flask) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        request_id, rule, method = g.request_id, request.url_rule, request.method
+        request_id, rule = g.request_id, request.url_rule
         response.headers["X-Request-ID"] = request_id
         seconds = time.perf_counter() - g.started
         route = rule.rule if rule else "none"
-        method = method if method in _METHODS else "other"
+        method = request.method if request.method in _METHODS else "other"
         REQUESTS.labels(method, route, response.status_code).inc()
         SECONDS.labels(route).observe(seconds)
         access_log.info(

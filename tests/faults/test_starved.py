@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import psycopg2
@@ -41,11 +43,12 @@ def test_a_full_disk_is_503_and_leaves_nothing(client, sql):
     assert len(sql("SELECT 1 FROM usage_reports")) == 1
 
 
-def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
-    server = serve(DB_POOL_SIZE="2", WEB_CONCURRENCY="1", WEB_THREADS="8")
+def reports_behind_a_lock(
+    serve: Any, database_url: str, **settings: str
+) -> tuple[Server, Callable[[int], int], psycopg2.extensions.connection]:
+    """One worker with eight threads, a report to it (its status), and what lets none of them through."""
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="8", **settings)
     made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
-    blocker = psycopg2.connect(database_url)
-    blocker.cursor().execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
 
     def report(number: int) -> int:
         body = report_body(made["customerId"], instanceId=f"i{number}")
@@ -53,6 +56,13 @@ def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
         assert answer.status_code == 201 or answer.headers["Retry-After"]
         return answer.status_code
 
+    blocker = psycopg2.connect(database_url)
+    blocker.cursor().execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
+    return server, report, blocker
+
+
+def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
+    server, report, blocker = reports_behind_a_lock(serve, database_url, DB_POOL_SIZE="2")
     with ThreadPoolExecutor(6) as pool:
         waiting = [pool.submit(report, number) for number in range(6)]
         wait_until(lambda: sum(future.done() for future in waiting) == 4)
@@ -72,15 +82,7 @@ def test_an_exhausted_pool_refuses_some_and_recovers(serve, database_url):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP])
 def test_whatever_stops_a_worker_what_waits_for_a_lock_is_answered(serve, database_url, how):
     """More of them than have a thread at once."""
-    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="8")
-    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
-    blocker = psycopg2.connect(database_url)
-    blocker.cursor().execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
-
-    def report(number: int) -> int:
-        body = report_body(made["customerId"], instanceId=f"i{number}")
-        return server.post("/api/usage/report", body, headers=bearer(made["license"])).status_code
-
+    server, report, blocker = reports_behind_a_lock(serve, database_url)
     with ThreadPoolExecutor(6) as pool, psycopg2.connect(database_url) as watch, watch.cursor() as cur:
         waiting = [pool.submit(report, number) for number in range(6)]
         wait_until(lambda: cur.execute("SELECT 1 FROM pg_locks WHERE NOT granted") or cur.rowcount == 6)
