@@ -78,8 +78,9 @@ control_socket_disable = True
 def _allow_open_files(wanted: int) -> None:
     """As many as the connections need, where the usual 1024 are too few; as many as may be, at most."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 _allow_open_files(2 * worker_connections)

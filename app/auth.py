@@ -24,6 +24,7 @@ from app.services.licenses import decode, find_key
 
 STALE_TOKEN_SERVES: Final = timedelta(days=30)
 CACHED_TOKENS: Final = 20_000
+_WITH_PORT: Final = re.compile(r"\[(?P<v6>[^]]*)](:\d+)?|(?P<v4>[\d.]+):\d+", re.ASCII)
 _PATH_ID: Final = re.compile(r"[A-Za-z0-9_]{1,255}", re.ASCII)
 
 View = Callable[..., Any]
@@ -180,6 +181,7 @@ def authenticate(*, allow_expired: bool = False) -> Caller:
         raise _failed("The credential is not valid.")
     serves_until = token.expires_at + (STALE_TOKEN_SERVES if allow_expired else timedelta())
     if serves_until <= now():
+        Limit.LICENSE.hit(f"expired {token.customer_id}")  # apart from the one that counts
         raise Unauthorized("The license has expired.")
     Limit.LICENSE.hit(token.customer_id)
     set_actor(f"customer:{token.customer_id}")
@@ -228,9 +230,10 @@ def _is_within(text: str, networks: Any) -> bool:
 
 
 def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address, IPv4 in IPv6's clothes as IPv4."""
+    """An address, without the port that some proxies add; IPv4 in IPv6's clothes as IPv4."""
+    with_port = _WITH_PORT.fullmatch(text)
     try:
-        found = ipaddress.ip_address(text)
+        found = ipaddress.ip_address(with_port["v6"] or with_port["v4"] if with_port else text)
     except ValueError:
         return None
     return getattr(found, "ipv4_mapped", None) or found

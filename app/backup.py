@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from psycopg2.extensions import make_dsn, parse_dsn
+
 from app import embedded
 from app.config import ConfigError
 from app.db import Database
@@ -24,19 +26,15 @@ _OURS: Final = """
 
 
 def backup(url: str, file: str) -> None:
-    """Dump the database into `file`, whole or not at all. Raises DomainError with pg_dump's last line."""
+    """Dump the database into `file`, whole or not at all. Raises DomainError with what pg_dump said first."""
     target = Path(file).absolute()
-    descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise DomainError(f"{target.parent}: {error.strerror}") from None
     os.close(descriptor)
     try:
-        _run(
-            "pg_dump",
-            "--format=custom",
-            "--no-owner",
-            "--no-privileges",
-            f"--file={scratch}",
-            f"--dbname={url}",
-        )
+        _run("pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={scratch}", url=url)
         os.replace(scratch, target)
     finally:
         Path(scratch).unlink(missing_ok=True)
@@ -54,14 +52,18 @@ def restore(db: Database, file: str) -> None:
             raise Conflict("This database holds customers. Restore into an empty one.")
         for row in cur.all(_OURS):
             cur.execute(row["statement"])
-    _run(
-        "pg_restore", "--single-transaction", "--no-owner", "--no-privileges",
-        f"--dbname={db.url}", str(Path(file).absolute()),
-    )  # fmt: skip
+    options = ("--single-transaction", "--no-owner", "--no-privileges")
+    _run("pg_restore", *options, str(Path(file).absolute()), url=db.url)
 
 
-def _run(program: str, *args: str) -> None:
-    done = subprocess.run([_find(program), *args], capture_output=True, text=True, check=False)
+def _run(program: str, *args: str, url: str | None = None) -> None:
+    """The password goes by the environment: arguments are everybody's to read."""
+    environ = dict(os.environ)
+    if url is not None:
+        target = parse_dsn(url)
+        environ |= {"PGPASSWORD": target.pop("password")} if "password" in target else {}
+        args = (f"--dbname={make_dsn(**target)}", *args)
+    done = subprocess.run([_find(program), *args], capture_output=True, text=True, check=False, env=environ)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["no message"]
         raise DomainError(f"{program} failed: {said[0]}")

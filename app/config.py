@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg2
 from dotenv import dotenv_values
+from psycopg2.extensions import parse_dsn
 
 from app.plans import PAID_PLANS
 
@@ -62,8 +64,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigError naming the first setting that is malformed.
     """
     if environ is None:
-        dotenv = {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
-        environ = dotenv | dict(os.environ)
+        environ = _dotenv() | dict(os.environ)
     env = _Reader(environ)
     port = env.integer("PORT", 3100, 1, 65535)
     return Settings(
@@ -102,6 +103,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         web_threads=env.integer("WEB_THREADS", 16, 1, 1000),
         drain_seconds=env.integer("DRAIN_SECONDS", 2, 0, 600),
     )
+
+
+def _dotenv() -> dict[str, str]:
+    try:
+        return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f".env: cannot be read as UTF-8 text: {error}") from None
 
 
 def require_admin_key(settings: Settings) -> None:
@@ -156,14 +164,24 @@ class _Reader:
 
     def database_url(self, name: str) -> str | None:
         text = self.text(name)
-        if text is not None and not text.startswith(("postgresql://", "postgres://")):
-            raise ConfigError(f"{name}: expected a URL like postgresql://user@host:5432/database")
+        try:
+            if text is not None and not text.startswith(("postgresql://", "postgres://")):
+                raise ValueError
+            parse_dsn(text or "")
+        except (ValueError, psycopg2.ProgrammingError):  # whose message may show a part of the password
+            expected = "a URL like postgresql://user@host:5432/database, %-encoded, with libpq's parameters"
+            raise ConfigError(f"{name}: expected {expected}") from None
         return text
 
     def rate(self, name: str, default: str) -> str:
         text = self.text(name) or default
         count, _, period = text.partition("/")
-        if not count.isdigit() or period not in ("second", "minute", "hour", "day"):
+        if not (count.isascii() and count.isdigit() and int(count[:9])) or period not in (
+            "second",
+            "minute",
+            "hour",
+            "day",
+        ):
             raise ConfigError(f"{name}: {text!r} is not like 600/minute")
         return text
 

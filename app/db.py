@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Connection gone, server starting or stopping, disk full, a replica that cannot write: all pass.
 _PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
+_NEVER: Final = datetime(2999, 12, 31, tzinfo=UTC)
 
 
 def _in_utc(text: str | bytes | None, cur: psycopg2.extensions.cursor) -> datetime | None:
@@ -29,8 +30,8 @@ def _in_utc(text: str | bytes | None, cur: psycopg2.extensions.cursor) -> dateti
         return None
     try:
         return datetime.fromisoformat(str(text)).astimezone(UTC)
-    except ValueError:  # an operator's 'infinity', as the last moment there is
-        return psycopg2.extensions.PYDATETIMETZ(text, cur).replace(tzinfo=UTC)  # type: ignore[no-any-return]
+    except ValueError:  # an operator's 'infinity', as a time that a license and a calendar can still hold
+        return _NEVER
 
 
 # Whatever the time zone of the session is, which the server chooses; and three times as fast as psycopg2's.
@@ -163,6 +164,11 @@ class Database:
             yield
         except (pg.UndefinedTable, pg.UndefinedFunction) as error:
             raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
+        except pg.InsufficientPrivilege as error:
+            log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
+            raise Unavailable(
+                f"The database role of this service lacks a right: {error.diag.message_primary}."
+            ) from error
         except psycopg2.Error as error:
             # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
             if not isinstance(error, _PASSING) and type(error) is not psycopg2.DatabaseError:

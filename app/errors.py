@@ -107,7 +107,8 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        log.error("unhandled error", extra={"error": type(error).__name__, "at": _where(error)})
+        about = {"request_id": g.get("request_id"), "error": type(error).__name__, "at": _where(error)}
+        log.error("unhandled error", extra=about)
         return error_response(500, "An error on our side; it is logged under this requestId.")
 
 

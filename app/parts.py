@@ -1,8 +1,8 @@
 """The parts of a running application, and how code below the edge reaches them."""
 
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 
 from flask import current_app, g, has_request_context
 
@@ -23,11 +23,18 @@ class Parts:
         self.usage_months: dict[tuple[int, int], float] = {}
         """When (monotonic) to look again whether a month's partition is there."""
 
-    @cached_property
+        self._db: Database | None = None
+        self._opening = threading.Lock()
+
+    @property
     def db(self) -> Database:
         """The pool; without DATABASE_URL on the embedded server, started when first needed."""
-        url = self.settings.database_url or embedded.start(self.settings.data_dir)
-        return Database(url, self.settings.db_pool_size)
+        if self._db is None:
+            with self._opening:
+                if self._db is None:
+                    url = self.settings.database_url or embedded.start(self.settings.data_dir)
+                    self._db = Database(url, self.settings.db_pool_size)
+        return self._db
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import click
 
 from app.parts import parts
 from app.queries import audit as audit_rows
-from cli.output import Group, acting, as_json, echo_rows_json, echo_table, local_time
+from cli.output import Group, as_json, echo_rows_json, echo_table, local_time
 
 audit = Group("audit", help="Who did what, and when.")
 
@@ -15,7 +15,6 @@ audit = Group("audit", help="Who did what, and when.")
 @click.option("--customer", "customer_id", metavar="CUSTOMER_ID")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @as_json
-@acting
 def list_audit(customer_id: str | None, limit: int, to_json: bool) -> None:
     """List changes, newest first.
 

@@ -5,7 +5,7 @@ import sys
 import click
 
 from app.db import Row
-from app.entitlements import describe_customer, entitle
+from app.entitlements import describe_customer, entitle, is_live
 from app.parts import now, parts
 from app.plans import PAID_PLANS, PLANS
 from app.queries import customers as customer_rows
@@ -18,9 +18,9 @@ from app.services import customers, subscriptions
 from cli.output import (
     SHORT_RULE,
     Group,
-    acting,
     as_csv,
     as_json,
+    camel_row,
     echo_csv,
     echo_fields,
     echo_json,
@@ -41,7 +41,6 @@ customer_id = click.option("--id", "customer_id", required=True, metavar="CUSTOM
 @click.option("--company", help="Shown in the license instead of the name.")
 @click.option("--plan", type=click.Choice(list(PLANS)), help="Begin the one trial of this plan.")
 @as_json
-@acting
 def add(email: str, name: str, company: str | None, plan: str | None, to_json: bool) -> None:
     """Add a customer, with a running trial and its first license.
 
@@ -70,7 +69,6 @@ def add(email: str, name: str, company: str | None, plan: str | None, to_json: b
 @click.option("--email", help="Only the customer with this address.")
 @as_json
 @as_csv
-@acting
 def list_customers(email: str | None, to_json: bool, to_csv: bool) -> None:
     """List all customers.
 
@@ -96,7 +94,6 @@ def list_customers(email: str | None, to_json: bool, to_csv: bool) -> None:
 @customer.command("show")
 @customer_id
 @as_json
-@acting
 def show(customer_id: str, to_json: bool) -> None:
     """Show a customer with its plan and status.
 
@@ -104,13 +101,12 @@ def show(customer_id: str, to_json: bool) -> None:
     Example:
       flask customer show --id cust_abc123
     """
-    found = customers.describe_one(customer_id)
+    row, rows = customers.get_customer_with_subscriptions(customer_id)
+    found = describe_customer(row, rows, now())
     if to_json:
         echo_json(CustomerSchema().dump(found))
         return
-    with parts().db.statement() as cur:
-        rows = subscription_rows.select_subscriptions(cur, [customer_id])
-    granted = entitle(found, rows, now())
+    granted = entitle(row, rows, now())
     period_end = granted.subscription["current_period_ends_at"] if granted.subscription else None
     click.echo("Customer Details:")
     click.echo(SHORT_RULE)
@@ -137,7 +133,6 @@ def show(customer_id: str, to_json: bool) -> None:
 @click.option("--plan", type=click.Choice(PAID_PLANS), required=True)
 @click.option("--promo-code", help="A promotion code for the checkout.")
 @as_json
-@acting
 def upgrade(customer_id: str, plan: str, promo_code: str | None, to_json: bool) -> None:
     """Make a checkout link; with a live Stripe subscription, the paid change itself.
 
@@ -146,11 +141,7 @@ def upgrade(customer_id: str, plan: str, promo_code: str | None, to_json: bool) 
       flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20
     """
     present = customers.describe_one(customer_id)["subscription"]
-    if (
-        present
-        and present["subscription_id"].startswith("sub_")
-        and present["status"] in ("active", "trialing", "past_due")
-    ):
+    if present and is_live(present):
         _change_plan(present, plan, to_json)
         return
     session = subscriptions.start_checkout(customer_id, plan, promo_code=promo_code)
@@ -191,7 +182,6 @@ def _change_plan(present: Row, plan: str, to_json: bool) -> None:
 @customer_id
 @click.option("--at-period-end", is_flag=True, help="Let the paid period run out first.")
 @as_json
-@acting
 def deactivate(customer_id: str, at_period_end: bool, to_json: bool) -> None:
     """Cancel what the customer has live; exit 1 when there is nothing.
 
@@ -228,7 +218,6 @@ def deactivate(customer_id: str, at_period_end: bool, to_json: bool) -> None:
 @click.option("--retention-days", type=click.IntRange(1, 36_500))
 @click.option("--clear", is_flag=True, help="Drop what was set before.")
 @as_json
-@acting
 def override(
     customer_id: str,
     max_devices: int | None,
@@ -258,7 +247,6 @@ def override(
 @customer.command("explain")
 @customer_id
 @as_json
-@acting
 def explain(customer_id: str, to_json: bool) -> None:
     """Tell why this customer has these entitlements: subscription, price, overrides, clocks, events.
 
@@ -291,10 +279,12 @@ def explain(customer_id: str, to_json: bool) -> None:
                 "revokedAt": found["revoked_at"],
                 "stripePriceId": used and used["stripe_price_id"],
                 "eventId": used and used["event_id"],
-                "subscription": (describe_customer(found, rows, now())["subscription"] and used),
+                "subscription": used and camel_row(used),
                 "license": license_row
-                and {k: license_row[k] for k in ("jti", "kid", "issued_at", "renews_at", "expires_at")},
-                "lastEvents": events,
+                and camel_row(
+                    {k: license_row[k] for k in ("jti", "kid", "issued_at", "renews_at", "expires_at")}
+                ),
+                "lastEvents": [camel_row(event) for event in events],
             }
         )
         return
@@ -331,9 +321,9 @@ def explain(customer_id: str, to_json: bool) -> None:
 
 @customer.command("export")
 @customer_id
-@acting
-def export(customer_id: str) -> None:
-    """Print everything held about a customer, as JSON.
+@as_json
+def export(customer_id: str, to_json: bool) -> None:
+    """Print everything held about a customer, as JSON, with --json or without.
 
     \b
     Example:
@@ -345,8 +335,8 @@ def export(customer_id: str) -> None:
 @customer.command("erase")
 @customer_id
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@acting
-def erase(customer_id: str, yes: bool) -> None:
+@as_json
+def erase(customer_id: str, yes: bool, to_json: bool) -> None:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay.
 
     \b
@@ -356,7 +346,10 @@ def erase(customer_id: str, yes: bool) -> None:
     if not yes and sys.stdin.isatty():
         click.confirm("This cannot be undone. Erase?", abort=True, err=True)
     customers.erase_customer(customer_id)
-    click.echo(f"✅ Customer {customer_id} erased.")
+    if to_json:
+        echo_json({"customerId": customer_id, "erased": True})
+    else:
+        click.echo(f"✅ Customer {customer_id} erased.")
 
 
 def _echo_identity(row: Row) -> None:

@@ -8,7 +8,7 @@ from app import backup as backups
 from app import migrations
 from app.errors import Unavailable
 from app.parts import parts
-from cli.output import Group, acting, as_json, echo_json, hint, local_time
+from cli.output import Group, as_json, echo_json, hint, local_time
 
 db = Group("db", help="Database: migrate, status, backup, restore.")
 
@@ -22,7 +22,6 @@ db = Group("db", help="Database: migrate, status, backup, restore.")
     help="Seconds to wait for a database that does not answer yet.",
 )
 @as_json
-@acting
 def migrate(wait: int, to_json: bool) -> None:
     """Apply the pending files of sql/; safe when several start at once.
 
@@ -58,7 +57,6 @@ def _await_database(seconds: int) -> None:
 
 @db.command("status")
 @as_json
-@acting
 def status(to_json: bool) -> None:
     """List applied and pending migrations; exit 1 when any is pending.
 
@@ -78,8 +76,8 @@ def status(to_json: bool) -> None:
 
 @db.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
-@acting
-def backup(file: str) -> None:
+@as_json
+def backup(file: str, to_json: bool) -> None:
     """Write the whole database into FILE (pg_dump's custom format).
 
     \b
@@ -87,13 +85,16 @@ def backup(file: str) -> None:
       flask db backup billing.dump
     """
     backups.backup(parts().db.url, file)
-    click.echo(f"✅ {file} written.")
+    if to_json:
+        echo_json({"file": file, "written": True})
+    else:
+        click.echo(f"✅ {file} written.")
 
 
 @db.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@acting
-def restore(file: str) -> None:
+@as_json
+def restore(file: str, to_json: bool) -> None:
     """Bring a backup into an empty database; refuses one that holds customers.
 
     \b
@@ -101,4 +102,7 @@ def restore(file: str) -> None:
       flask db restore billing.dump
     """
     backups.restore(parts().db, file)
-    click.echo(f"✅ {file} restored.")
+    if to_json:
+        echo_json({"file": file, "restored": True})
+    else:
+        click.echo(f"✅ {file} restored.")

@@ -4,14 +4,13 @@ import click
 
 from app.parts import parts
 from app.services import keys as service
-from cli.output import Group, acting, as_json, echo_json, echo_rows_json, echo_table, local_time
+from cli.output import Group, as_json, echo_json, echo_rows_json, echo_table, local_time
 
 keys = Group("keys", help="Signing keys: generate, rotate, list, remove.")
 
 
 @keys.command("generate")
 @as_json
-@acting
 def generate(to_json: bool) -> None:
     """Write a first key pair; needs no database, refuses to overwrite.
 
@@ -31,7 +30,6 @@ def generate(to_json: bool) -> None:
 
 @keys.command("rotate")
 @as_json
-@acting
 def rotate(to_json: bool) -> None:
     """Sign with a new key from now on; licenses signed with the old one stay valid.
 
@@ -49,7 +47,6 @@ def rotate(to_json: bool) -> None:
 
 @keys.command("list")
 @as_json
-@acting
 def list_keys(to_json: bool) -> None:
     """List every key with the licenses that still need it.
 
@@ -75,11 +72,11 @@ def _state(row: dict[str, object]) -> str:
     return "removed" if row["removed_at"] else "verifies"
 
 
-@keys.command("remove")
+@keys.command("remove", context_settings={"ignore_unknown_options": True})  # an id may begin with a dash
 @click.argument("kid")
 @click.option("--force", is_flag=True, help="Even while licenses need it: they are refused from then on.")
-@acting
-def remove(kid: str, force: bool) -> None:
+@as_json
+def remove(kid: str, force: bool, to_json: bool) -> None:
     """Take an old key out of service.
 
     \b
@@ -87,4 +84,7 @@ def remove(kid: str, force: bool) -> None:
       flask keys remove 8Xk1… --force
     """
     service.remove(kid, force=force)
-    click.echo(f"✅ Key {kid} removed.")
+    if to_json:
+        echo_json({"kid": kid, "removed": True})
+    else:
+        click.echo(f"✅ Key {kid} removed.")

@@ -6,17 +6,18 @@ import click
 
 from app.parts import now, parts
 from app.queries import licenses as license_rows
+from app.schemas.licenses import RevokeWish
 from app.services import licenses
 from app.services.customers import get_customer
 from cli.output import (
     SHORT_RULE,
     Group,
-    acting,
     as_json,
     echo_fields,
     echo_json,
     echo_rows_json,
     echo_table,
+    load,
     local_time,
 )
 
@@ -27,7 +28,6 @@ customer_option = click.option("--customer", "customer_id", required=True, metav
 @license_.command("show")
 @customer_option
 @as_json
-@acting
 def show(customer_id: str, to_json: bool) -> None:
     """Print the customer's current license.
 
@@ -64,7 +64,6 @@ def show(customer_id: str, to_json: bool) -> None:
 @license_.command("history")
 @customer_option
 @as_json
-@acting
 def history(customer_id: str, to_json: bool) -> None:
     """List every license the customer was ever issued, newest first.
 
@@ -116,7 +115,6 @@ def _state(row: dict[str, object]) -> str:
 @customer_option
 @click.option("--reason", help="Kept on record.")
 @as_json
-@acting
 def revoke(customer_id: str, reason: str | None, to_json: bool) -> None:
     """Revoke every license of a customer, and give out none until reinstated.
 
@@ -124,7 +122,7 @@ def revoke(customer_id: str, reason: str | None, to_json: bool) -> None:
     Example:
       flask license revoke --customer cust_abc123 --reason "token leaked"
     """
-    customer = licenses.revoke(customer_id, reason)
+    customer = licenses.revoke(customer_id, load(RevokeWish(), reason=reason)["reason"])
     if to_json:
         echo_json({"customerId": customer_id, "revoked": True, "revokedAt": customer["revoked_at"]})
     else:
@@ -134,7 +132,6 @@ def revoke(customer_id: str, reason: str | None, to_json: bool) -> None:
 @license_.command("reinstate")
 @customer_option
 @as_json
-@acting
 def reinstate(customer_id: str, to_json: bool) -> None:
     """Give out licenses again, beginning with a new one.
 
@@ -152,7 +149,6 @@ def reinstate(customer_id: str, to_json: bool) -> None:
 @license_.command("verify")
 @click.argument("token")
 @as_json
-@acting
 def verify(token: str, to_json: bool) -> None:
     """Tell whether a license holds; `-` reads it from stdin; exit 1 unless it does.
 
@@ -160,7 +156,9 @@ def verify(token: str, to_json: bool) -> None:
     Example:
       flask license verify - < license.jwt
     """
-    code, read = licenses.verify(sys.stdin.read() if token == "-" else token)
+    if token == "-":
+        token = sys.stdin.buffer.read().decode(errors="replace")
+    code, read = licenses.verify(token)
     valid = code in ("VALID", "SUPERSEDED")
     if to_json:
         answer = {"valid": valid, "code": code}

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import wraps
 from typing import Any, Final
 
 import click
@@ -30,7 +31,23 @@ as_csv = click.option("--csv", "to_csv", is_flag=True, help="CSV on stdout, for 
 
 
 class Group(AppGroup):
-    """A group whose commands refuse in one plain line; what the service logs stays out of the way."""
+    """A group whose commands act in the operator's name and refuse in one plain line; what the service
+    logs stays out of the way.
+    """
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:  # type: ignore[override]
+        register = super().command(*args, **kwargs)
+
+        def decorator(command: Callable[..., Any]) -> click.Command:
+            @wraps(command)
+            def acting(**values: Any) -> Any:
+                set_actor(f"console:{_login()}")
+                _refuse_broken_text(values)
+                return command(**values)
+
+            return register(acting)
+
+        return decorator
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -53,23 +70,18 @@ def _only_errors_logged() -> Iterator[None]:
         root.setLevel(level)
 
 
-def acting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Sign what the command does with the operator's login name."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        set_actor(f"console:{_login()}")
-        return command(*args, **kwargs)
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__dict__.update(command.__dict__)
-    return run
-
-
 def _login() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
+
+
+def _refuse_broken_text(values: Mapping[str, Any]) -> None:
+    """What was not UTF-8 on the command line stands in the arguments as lone surrogates."""
+    for name, value in values.items():
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise click.UsageError(f"{name}: not UTF-8 text")
 
 
 def load(schema: Schema, **values: Any) -> dict[str, Any]:
@@ -87,9 +99,13 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, default=plain, ensure_ascii=False, indent=2))
 
 
+def camel_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the database with the API's names."""
+    return {camel_case(name): value for name, value in row.items()}
+
+
 def echo_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows of the database with the API's names."""
-    echo_json([{camel_case(name): value for name, value in row.items()} for row in rows])
+    echo_json([camel_row(row) for row in rows])
 
 
 def echo_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -10,7 +10,6 @@ from app.services import stripe_sync
 from app.services.stripe_setup import set_up
 from cli.output import (
     Group,
-    acting,
     as_json,
     echo_json,
     echo_rows_json,
@@ -26,7 +25,6 @@ webhook = Group("webhook", help="Stripe's events: list, replay.")
 @stripe.command("setup")
 @click.option("--webhook-url", help="Also make the webhook endpoint with this address.")
 @as_json
-@acting
 def setup(webhook_url: str | None, to_json: bool) -> None:
     """Make products, prices and the webhook endpoint at Stripe, or find them; print the .env lines.
 
@@ -48,7 +46,6 @@ def setup(webhook_url: str | None, to_json: bool) -> None:
 @click.option("--customer", "customer_id", metavar="CUSTOMER_ID", help="Only this one.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
 @as_json
-@acting
 def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
     """Fetch the truth from Stripe, print what differs and mend it.
 
@@ -93,7 +90,6 @@ def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @as_json
-@acting
 def list_events(failed: bool, limit: int, to_json: bool) -> None:
     """List the events Stripe sent, newest first.
 
@@ -116,7 +112,6 @@ def list_events(failed: bool, limit: int, to_json: bool) -> None:
 @webhook.command("replay")
 @click.argument("event_id")
 @as_json
-@acting
 def replay(event_id: str, to_json: bool) -> None:
     """Follow an event once more: fetch the present state of its customer.
 

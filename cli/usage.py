@@ -17,7 +17,6 @@ from cli.output import (
     DOUBLE_RULE,
     RULE,
     Group,
-    acting,
     as_csv,
     as_json,
     echo_csv,
@@ -48,7 +47,6 @@ REPORT_COLUMNS: Final = (
 @click.option("--days", type=click.IntRange(1, 400), default=7, show_default=True)
 @as_json
 @as_csv
-@acting
 def show(customer_id: str | None, everybody: bool, days: int, to_json: bool, to_csv: bool) -> None:
     """Show reports and figures of the last days.
 
@@ -228,7 +226,6 @@ def _echo_line(line: Row, days: int) -> None:
 @click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True)
 @as_json
 @as_csv
-@acting
 def alerts(customer_id: str | None, days: int, to_json: bool, to_csv: bool) -> None:
     """List thresholds crossed, sudden drops, shared licenses, and instances silent for 48 hours.
 
@@ -269,9 +266,15 @@ def alerts(customer_id: str | None, days: int, to_json: bool, to_csv: bool) -> N
 
 
 @usage.command("prune")
-@click.option("--older-than", "days", type=int, required=True, metavar="DAYS", help="At least 90.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.IntRange(max=36_500),
+    required=True,
+    metavar="DAYS",
+    help="At least 90.",
+)
 @as_json
-@acting
 def prune(days: int, to_json: bool) -> None:
     """Delete reports older than that; whole months go at the cost of one.
 

@@ -110,6 +110,27 @@ def test_a_failed_backup_leaves_the_file_before_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_no_password_among_the_arguments(monkeypatch, tmp_path):
+    program = tmp_path / "pg_dump"
+    program.write_text('#!/bin/sh\necho "$* PGPASSWORD=$PGPASSWORD" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(backups, "_find", lambda name: str(program))
+    with pytest.raises(DomainError) as refused:
+        url = "postgresql://u:s3cr%25t@one,two:5433/d?sslmode=require"  # pragma: allowlist secret
+        backups.backup(url, str(tmp_path / "x"))
+    arguments, _, password = str(refused.value.message).partition(" PGPASSWORD=")
+    assert password == "s3cr%t"  # pragma: allowlist secret
+    assert "s3cr" not in arguments
+    assert "host=one,two" in arguments
+    assert "sslmode=require" in arguments
+
+
+def test_a_folder_that_is_not_there_is_one_line(console, tmp_path):
+    done = console("db", "backup", str(tmp_path / "none" / "billing.dump"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {tmp_path / 'none'}: No such file or directory\n"
+
+
 def test_an_interrupted_backup_leaves_no_half_file(environ, database_url, tmp_path):
     connection = psycopg2.connect(database_url)
     connection.cursor().execute("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE")  # pg_dump waits for it

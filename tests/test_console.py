@@ -388,6 +388,34 @@ def test_a_database_that_is_away_is_one_plain_line(make_app):
     assert re.fullmatch(r"Error: The database is not available[^\n]+\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["customer", "show", "--id", "\udcff"],
+        ["customer", "list", "--email", "\udcff"],
+        ["webhook", "replay", "\udcff"],
+        ["license", "revoke", "--customer", "cust_x", "--reason", "x" * 501],
+        ["license", "revoke", "--customer", "cust_x", "--reason", "\x1b[31m"],
+        ["usage", "prune", "--older-than", "99999999"],
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_wrong_usage(console, args: list[str]):
+    done = console(*args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_text_is_no_license(app):
+    done = app.test_cli_runner().invoke(args=["license", "verify", "-"], input=b"\xff\xfe")
+    assert (done.exit_code, done.stdout) == (1, "❌ MALFORMED\n")
+
+
+def test_machines_are_told_of_an_erasure(console, client):
+    made = make_customer(client)
+    done = console("customer", "erase", "--id", made["customerId"], "--yes", "--json")
+    assert json.loads(done.stdout) == {"customerId": made["customerId"], "erased": True}
+
+
 def test_quick_test_workflow_of_the_readme(console, client):
     added = json.loads(
         console(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.queries import customers
 from app.queries.subscriptions import OF_CUSTOMER, OF_SUBSCRIPTION
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
@@ -189,6 +190,7 @@ def test_find_by_email(client):
     [
         "limit=0", "limit=201", "limit=-1", "limit=x", "limit=1e2", "limit=", "cursor=abc", "cursor=",
         "cursor=%00", "limit=5&limit=6", "offset=3", "email=", "cursor=" + "A" * 5000,
+        "email=%00", "email=a%00b@example.com",
     ],
 )  # fmt: skip
 def test_bad_queries_are_422(client, query: str):
@@ -272,4 +274,21 @@ def test_its_own_email_in_another_case_may_be_set(client):
 def test_an_empty_change_is_none(client):
     made = make_customer(client)
     answer = client.patch(f"/api/customers/{made['customerId']}", json={}, headers=ADMIN)
-    assert (answer.status_code, answer.json["name"]) == (200, made["name"])
+    assert (answer.status_code, answer.json) == (200, {k: v for k, v in made.items() if k != "license"})
+
+
+def test_two_changes_at_once_are_both_kept(app, client, sql, monkeypatch):
+    made = make_customer(client, name="Old")
+    path = f"/api/customers/{made['customerId']}"
+    select_customers = customers.select_customers
+
+    def then_another(cur, **filters: Any) -> list[Any]:
+        monkeypatch.setattr(customers, "select_customers", select_customers)
+        assert app.test_client().patch(path, json={"name": "New"}, headers=ADMIN).status_code == 200
+        return select_customers(cur, **filters)
+
+    monkeypatch.setattr(customers, "select_customers", then_another)
+    answer = client.patch(path, json={"companyName": "Corp"}, headers=ADMIN)
+    assert (answer.json["name"], answer.json["companyName"]) == ("New", "Corp")
+    told = sql("SELECT after FROM audit_log WHERE action = 'customer.update' ORDER BY id")
+    assert [line["after"] for line in told] == [{"name": "New"}, {"company_name": "Corp"}]

@@ -228,10 +228,17 @@ def test_times_are_in_utc_whatever_the_session_says(db: Database, zone: str) -> 
     assert row["never"] is None
 
 
-def test_infinity_is_the_last_moment_there_is(db: Database) -> None:
+def test_infinity_is_a_time_that_a_license_can_hold(db: Database) -> None:
     with db.statement() as cur:
-        row = cur.the("SELECT 'infinity'::TIMESTAMPTZ AS at")
-    assert row["at"] == datetime.max.replace(tzinfo=UTC)
+        row = cur.the("SELECT 'infinity'::TIMESTAMPTZ AS at, TIMESTAMPTZ '20000-01-01' AS far")
+    assert row["at"] == row["far"] == datetime(2999, 12, 31, tzinfo=UTC)
+
+
+def test_a_role_that_lacks_a_right_is_told_so(db: Database) -> None:
+    with pytest.raises(Unavailable, match="lacks a right: permission denied"), db.transaction() as cur:
+        cur.execute("SET LOCAL ROLE pg_monitor")
+        cur.execute("CREATE TABLE mine ()")
+    assert in_use(db) == 0
 
 
 def test_unreachable_server_is_unavailable() -> None:

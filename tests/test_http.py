@@ -93,7 +93,7 @@ def test_a_failure_of_ours_tells_nothing(app, client, caplog):
     assert "secret" not in answer.text
     assert answer.json["requestId"] == answer.headers["X-Request-ID"]
     [line] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert line.error == "RuntimeError"
+    assert (line.error, line.request_id) == ("RuntimeError", answer.json["requestId"])
     assert line.at[-1].startswith("test_http.py:")
     assert "SELECT" not in caplog.text
 

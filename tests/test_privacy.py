@@ -163,7 +163,10 @@ class TestErase:
         assert client.post("/api/usage/report", json=report, headers=ADMIN).status_code == 404
         batch = client.post("/api/usage/reports", json={"reports": [report]}, headers=ADMIN)
         assert batch.json["results"][0]["status"] == 404
-        for path in (f"/api/licenses/{customer_id}/reinstate", f"/api/customers/{customer_id}/portal"):
+        for path in (
+            f"/api/licenses/{customer_id}/revoke", f"/api/licenses/{customer_id}/reinstate",
+            f"/api/customers/{customer_id}/portal",
+        ):  # fmt: skip
             assert client.post(path, headers=ADMIN).status_code in (404, 503)
         trial = {"customerId": customer_id, "plan": "starter"}
         assert client.post("/api/subscriptions/create-trial", json=trial, headers=ADMIN).status_code == 404
@@ -217,16 +220,17 @@ class TestErase:
         refused = client.post("/api/customers", json={"email": address, "plan": "starter"}, headers=ADMIN)
         assert refused.status_code == 409
         assert sql("SELECT 1 FROM customers WHERE email IS NOT NULL") == []
-        back = make_customer(client, email=address)
+        back = make_customer(client, email=address, plan="trial")
         assert (back["subscription"]["plan"], back["subscription"]["status"]) == ("trial", "expired")
         claims = claims_of(back["license"])
         assert claims["trial"]["isTrialMode"] is True
         assert datetime.fromisoformat(claims["trial"]["expiresAt"]) <= datetime.now(UTC)
         trial = {"customerId": back["customerId"], "plan": "professional"}
         assert client.post("/api/subscriptions/create-trial", json=trial, headers=ADMIN).status_code == 409
-        # Nor does one who takes the address on later.
+        # Nor after moving to another address, nor does one who takes this one on later.
         late = make_customer(client, email="late@example.com")
         client.patch(f"/api/customers/{back['customerId']}", json={"email": "b@example.com"}, headers=ADMIN)
+        assert client.post("/api/subscriptions/create-trial", json=trial, headers=ADMIN).status_code == 409
         moved = client.patch(f"/api/customers/{late['customerId']}", json={"email": address}, headers=ADMIN)
         assert moved.status_code == 200
         trial["customerId"] = late["customerId"]

@@ -136,6 +136,10 @@ class TestPerAddress:
         path = f"/api/licenses/{customer['customerId']}"
         stale = bearer(expired(client.application, customer["license"], days=40))
         assert [get(client, path, stale).status_code for _ in range(5)] == [401] * 5
+        # They are counted apart, so that they take nothing from the license that counts.
+        strict = limited(make_app, license="2/day")
+        assert [get(strict, path, stale).status_code for _ in range(3)] == [401, 401, 429]
+        assert get(strict, path, bearer(customer["license"])).status_code == 200
         # Who brings none is counted like anybody who asks for something public.
         assert [get(client, path).status_code for _ in range(3)] == [401, 401, 429]
         assert get(client, path, bearer(customer["license"])).status_code == 200
@@ -177,6 +181,12 @@ class TestTrustedProxies:
         assert self.failures(client, chain, peer="10.1.2.3") == [429, 429]
         # Somebody else who knows our proxies' addresses gains nothing.
         assert self.failures(client, ["10.1.2.3", "10.1.2.3", "10.9.9.9"], peer=HERE) == [401, 401, 429]
+
+    def test_some_proxies_add_the_port(self, make_app: Make) -> None:
+        client = limited(make_app, failed_login="2/day", trusted_proxies="10.0.0.1")
+        forwarded = ["192.0.2.1:443", "192.0.2.1:444", "192.0.2.1", "192.0.2.2:443", "[2001:db8::1]:443"]
+        assert self.failures(client, forwarded, peer="10.0.0.1") == [401, 401, 429, 401, 401]
+        assert self.failures(client, ["2001:db8::9", "[2001:db8::2]"], peer="10.0.0.1") == [401, 429]
 
     @pytest.mark.parametrize(
         "forwarded",

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.schemas.paging import cursor
 from app.services import usage as usages
 from tests.conftest import ADMIN
 from tests.factories import ago, bearer, make_customer, report_body
@@ -461,6 +462,19 @@ def test_tampered_cursor(client: FlaskClient) -> None:
         assert client.get(path, query_string={"cursor": bad}, headers=ADMIN).status_code == 422
     good = client.get(path, query_string={"cursor": cursor}, headers=ADMIN)
     assert len(good.json["reports"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("2026-01-31T00:00:00+23:59", 200), ("0001-01-01T00:00:00+01:00", 422), ("2026-01-31T00:00:00", 422),
+        ("2026-01-31T00:00:00+23:59:59", 422), (5, 422),
+    ],
+)  # fmt: skip
+def test_a_cursor_that_was_never_given_out(client: FlaskClient, moment: Any, status: int) -> None:
+    path = f"/api/usage/{make_customer(client)['customerId']}"
+    answer = client.get(path, query_string={"cursor": cursor(moment, 5)}, headers=ADMIN)
+    assert answer.status_code == status
 
 
 def test_who_sees_usage(client: FlaskClient) -> None:

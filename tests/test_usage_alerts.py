@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.queries import usage
 from tests.conftest import ADMIN
 from tests.factories import ago, bearer, make_customer, report_body
 
@@ -124,6 +126,35 @@ def test_instances_at_the_same_moment_cross_once(app: Flask, client: FlaskClient
             thread.join()
         assert kinds(sql) == expected
         sql("DELETE FROM usage_alerts")
+
+
+def test_a_sum_beyond_what_one_instance_may_report(client: FlaskClient, sql: Sql) -> None:
+    customer_id = make_customer(client)["customerId"]
+    bodies = [report_body(customer_id, 10_000_000, 10_000_000, instanceId=f"i{n}") for n in range(300)]
+    answer = client.post("/api/usage/reports", json={"reports": bodies}, headers=ADMIN)
+    assert answer.json["accepted"] == 300
+    [line] = sql("SELECT active_devices AS a FROM usage_alerts WHERE kind = 'threshold_100'")
+    assert line["a"] == 3_000_000_000
+
+
+@pytest.mark.parametrize("other_instances", [0, 1])
+def test_erased_while_a_report_is_stored(
+    client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch, other_instances: int
+) -> None:
+    customer_id = make_customer(client)["customerId"]
+    for n in range(other_instances):
+        send(client, customer_id, 1, hours=1, instance=f"i{n}")
+    insert_usage_report = usage.insert_usage_report
+
+    def then_erased(*args: Any) -> Any:
+        row = insert_usage_report(*args)
+        sql("UPDATE customers SET erased_at = now(), email = NULL, name = NULL")
+        return row
+
+    monkeypatch.setattr(usage, "insert_usage_report", then_erased)
+    send(client, customer_id, 5)
+    assert len(sql("SELECT 1 FROM usage_reports")) == 1 + other_instances
+    assert "threshold_100" not in kinds(sql)
 
 
 def test_sudden_drop(client: FlaskClient, sql: Sql, console: Any) -> None:

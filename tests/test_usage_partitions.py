@@ -179,6 +179,9 @@ def test_prune_drops_whole_months_and_deletes_exactly(client: FlaskClient, sql: 
     left = sql("SELECT instance_id AS i FROM instances ORDER BY 1")
     assert [row["i"] for row in left] == ["dev-1", "old-1"]
     assert json.loads(console("usage", "prune", "--older-than", "150", "--json").stdout) == {"deleted": 0}
+    told = sql("SELECT actor, after FROM audit_log WHERE action = 'usage.prune' ORDER BY id")
+    assert [line["after"]["deleted"] for line in told][1:] == [0]
+    assert told[0]["after"]["deleted"] > 0
 
 
 @pytest.mark.parametrize("days", ["89", "0", "-1"])

@@ -69,7 +69,7 @@ def verify(body: dict[str, Any]) -> Row:
 @blp.response(200, PublicKeyAnswer)
 def public_key() -> Row:
     """The key that signs now"""
-    key = licenses.signing_key().public
+    key = licenses.trusted_signing_key().public
     return {"public_key": key.pem, "kid": key.kid, "algorithm": ALGORITHM}
 
 
@@ -87,7 +87,7 @@ def jwks() -> Response:
 @blp.response(200, RevocationsAnswer)
 def revocations() -> Response:
     """The signed list of revoked licenses, to check offline"""
-    token, _, expires_at = licenses.revocation_list()
+    token, expires_at = licenses.revocation_list()
     return _cacheable(jsonify(revocations=token, expiresAt=expires_at), seconds=300)
 
 

@@ -174,6 +174,14 @@ def select_license_key(cur: Cursor, kid: str) -> str | None:
     return row["public_key"] if row else None
 
 
+def select_key_was_removed(cur: Cursor, kid: str) -> bool:
+    """Whether this key was taken out of service."""
+    return (
+        cur.one("SELECT 1 FROM license_keys WHERE kid = %(kid)s AND removed_at IS NOT NULL", {"kid": kid})
+        is not None
+    )
+
+
 def select_license_keys(cur: Cursor, now: datetime) -> list[Row]:
     """Every key on record, newest first, with how many of its licenses are live."""
     return cur.all(

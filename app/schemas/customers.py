@@ -30,7 +30,7 @@ class CustomerChanges(InputSchema):
 
 
 class CustomersQuery(PageQuery):
-    email = fields.String(load_default=no_default, validate=validate.Length(1, 254))
+    email = Text(max_length=254, load_default=no_default)
 
 
 class CustomerSchema(CamelSchema):

@@ -17,7 +17,7 @@ from app.parts import now, parts
 from app.queries import audit as audit_log
 from app.queries import customers, events, idempotency, licenses, subscriptions, usage
 from app.services import audit
-from app.services.licenses import check_presented, issue_license
+from app.services.licenses import check_presented, hold_customer, issue_license
 
 ID_LENGTH: Final = 16
 _ID_ALPHABET: Final = string.ascii_lowercase + string.digits
@@ -45,8 +45,10 @@ def create_customer(
             subject=customer["customer_id"], after=customer,
         )  # fmt: skip
         returning = came_back(cur, email)
-        if returning and plan:
+        if returning and plan not in (None, "trial"):
             raise Conflict("The trial of this email is used up. Create it without a plan, then use checkout.")
+        if returning:
+            customers.update_trial_used(cur, customer["customer_id"], at)
         days = 0 if returning else parts().settings.trial_days
         start_trial(cur, customer, plan or "trial", days)
         license_row = issue_license(cur, customer)
@@ -83,6 +85,8 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
     """Change email, name or company (absent: as it is), at Stripe first, so that a failure there changes
     nothing here. Raises Conflict when the address is taken.
     """
+    if not changes:
+        return describe_one(customer_id)
     before = get_customer(customer_id)
     wanted: Row = {name: changes.get(name, before[name]) for name in ("email", "name", "company_name")}
     with parts().db.statement() as cur:
@@ -97,13 +101,12 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
         parts().stripe.update_customer(before["stripe_customer_id"], wanted["email"], name, key)
     try:
         with parts().db.transaction() as cur:
-            present = customers.lock_customer(cur, customer_id)
-            if present is None or present["erased_at"]:
-                raise NotFound(f"There is no customer {customer_id}.")
+            present = hold_customer(cur, customer_id)
+            wanted = {name: changes.get(name, present[name]) for name in wanted}
             after = customers.update_customer(cur, customer_id=customer_id, **wanted)
             audit.record(
                 cur, "customer.update", customer_id=customer_id, subject=customer_id,
-                before=before, after=after,
+                before=present, after=after,
             )  # fmt: skip
             return describe_customer(after, subscriptions.select_subscriptions(cur, [customer_id]), now())
     except UniqueViolation:
@@ -115,9 +118,7 @@ def override(
 ) -> Row:
     """Give an enterprise customer figures of its own; None leaves one as it is, `clear` drops both first."""
     with parts().db.transaction() as cur:
-        before = customers.lock_customer(cur, customer_id)
-        if before is None or before["erased_at"]:
-            raise NotFound(f"There is no customer {customer_id}.")
+        before = hold_customer(cur, customer_id)
         described = describe_customer(before, subscriptions.select_subscriptions(cur, [customer_id]), now())
         if not clear and (described["subscription"] or {}).get("plan") != "enterprise":
             raise Conflict("Only an enterprise customer has figures of its own. Upgrade it first.")

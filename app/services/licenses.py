@@ -57,6 +57,14 @@ def check_presented(found: Row | None, customer_id: str, jti: str | None) -> Row
     return found
 
 
+def hold_customer(cur: Cursor, customer_id: str) -> Row:
+    """The row, held against others until the transaction ends; NotFound, also for an erased customer."""
+    customer = customers.lock_customer(cur, customer_id)
+    if customer is None or customer["erased_at"]:
+        raise NotFound(f"There is no customer {customer_id}.")
+    return customer
+
+
 def still_says(current: Row) -> bool:
     """Whether the current license of this row, if it has one, tells what the customer may use now."""
     renews_at = current["renews_at"]
@@ -66,9 +74,7 @@ def still_says(current: Row) -> bool:
 def renew_license(customer_id: str) -> Row:
     """Derive the entitlement anew; keep the current license if it still says the same, else issue one."""
     with parts().db.transaction() as cur:
-        customer = customers.lock_customer(cur, customer_id)
-        if customer is None or customer["erased_at"]:
-            raise NotFound(f"There is no customer {customer_id}.")
+        customer = hold_customer(cur, customer_id)
         if customer["revoked_at"]:
             raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
         return issue_license(cur, customer)
@@ -160,7 +166,20 @@ def register_key(cur: Cursor, key: PublicKey) -> None:
     """
     if licenses.insert_license_key(cur, key.kid, key.pem):
         audit.record(cur, "key.register", subject=key.kid, after={"kid": key.kid})
-    elif licenses.select_license_key(cur, key.kid) is None:
+    else:
+        _refuse_removed(cur, key)
+
+
+def trusted_signing_key() -> SigningKey:
+    """The key that signs now, unless it was taken out of service: then Unavailable."""
+    key = signing_key()
+    with parts().db.statement() as cur:
+        _refuse_removed(cur, key.public)
+    return key
+
+
+def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
+    if licenses.select_key_was_removed(cur, key.kid):
         log.error("the signing key was removed; generate another one", extra={"kid": key.kid})
         raise Unavailable("The signing key was taken out of service. Put another one in its place.")
 
@@ -174,9 +193,7 @@ def entitlement_of(cur: Cursor, customer: Row, at: datetime) -> Entitlement:
 def revoke(customer_id: str, reason: str | None) -> Row:
     """Revoke every license of a customer, and give out none until reinstated. Twice is once."""
     with parts().db.transaction() as cur:
-        customer = customers.lock_customer(cur, customer_id)
-        if customer is None:
-            raise NotFound(f"There is no customer {customer_id}.")
+        customer = hold_customer(cur, customer_id)
         if customer["revoked_at"]:
             return customer
         at = now()
@@ -196,9 +213,7 @@ def revoke(customer_id: str, reason: str | None) -> Row:
 def reinstate(customer_id: str) -> tuple[Row, Row]:
     """Give out licenses again: customer and a new license. The revoked ones stay revoked."""
     with parts().db.transaction() as cur:
-        customer = customers.lock_customer(cur, customer_id)
-        if customer is None or customer["erased_at"]:
-            raise NotFound(f"There is no customer {customer_id}.")
+        customer = hold_customer(cur, customer_id)
         if customer["revoked_at"]:
             before = {"revoked_at": customer["revoked_at"], "reason": customer["revoke_reason"]}
             customer = customers.update_revocation(cur, customer_id, revoked_at=None, reason=None)
@@ -246,8 +261,8 @@ def verify(token: str) -> tuple[str, Token | None]:
     return "SUPERSEDED" if state["superseded_at"] else "VALID", read
 
 
-def revocation_list() -> tuple[str, list[str], datetime]:
-    """The signed list of revoked licenses that have not expired, those ids, and when the list ends.
+def revocation_list() -> tuple[str, datetime]:
+    """The signed list of revoked licenses that have not expired, and when the list ends.
 
     `iat` is the full hour, so that the same list is the same text and can be cached.
     """
@@ -261,12 +276,12 @@ def revocation_list() -> tuple[str, list[str], datetime]:
         "exp": int(expires_at.timestamp()),
         "revoked": revoked,
     }
-    return sign(claims, signing_key()), revoked, expires_at
+    return sign(claims, trusted_signing_key()), expires_at
 
 
 def published_keys() -> list[PublicKey]:
     """The signing key, and the older ones that still have a token that has not expired."""
-    current = signing_key().public
+    current = trusted_signing_key().public
     with parts().db.statement() as cur:
         rows = licenses.select_published_keys(cur, current.kid, now())
     older = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]

@@ -21,7 +21,7 @@ from app.plans import PLANS
 from app.queries import customers, subscriptions
 from app.services import audit
 from app.services.customers import came_back, get_customer, get_customer_with_subscriptions, start_trial
-from app.services.licenses import issue_license
+from app.services.licenses import hold_customer, issue_license
 from app.services.stripe_sync import sync_customer
 from app.stripe_gateway import NoAnswer
 
@@ -34,9 +34,7 @@ def create_trial(customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
     Raises Conflict when it was used up, or when there ever was a paid subscription.
     """
     with parts().db.transaction() as cur:
-        customer = customers.lock_customer(cur, customer_id)
-        if customer is None or customer["erased_at"]:
-            raise NotFound(f"There is no customer {customer_id}.")
+        customer = hold_customer(cur, customer_id)
         _refuse_if_revoked(customer)
         rows = subscriptions.select_subscriptions(cur, [customer_id])
         if any(row["paid"] or is_live(row) for row in rows):

@@ -18,6 +18,7 @@ from app.errors import Conflict, DomainError, Forbidden, NotFound
 from app.observe import REPORTS
 from app.parts import now, parts
 from app.queries import usage
+from app.services import audit
 from app.services.customers import get_customer_with_subscriptions, subscriptions_of
 from app.services.licenses import check_presented, current_license, still_says
 
@@ -121,11 +122,17 @@ def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> No
         return
     others = int(row["others_active"])
     before = others + (row["last_active"] if last_at is not None and last_at >= since else 0)
-    standing = row | {"active": others + used}
+    standing: Row | None = row | {"active": others + used}
     if row["other_instances"]:
         # Another instance may have reported in the same moment, unseen by either: add up once more.
-        standing = usage.select_usage_standings(cur, [customer_id], since)[0]
-    _judge_level(standing, limit, before)
+        standing = _standing(cur, customer_id, since)
+    if standing is not None:
+        _judge_level(standing, limit, before)
+
+
+def _standing(cur: Cursor, customer_id: str, since: datetime) -> Row | None:
+    """What a customer uses and may use; None when it was erased in this moment."""
+    return next(iter(usage.select_usage_standings(cur, [customer_id], since)), None)
 
 
 def _record(cur: Cursor, kind: str, report: Mapping[str, Any], device_limit: int | None) -> None:
@@ -155,7 +162,10 @@ def _judge_level(standing: Row, limit: int | None, before: int) -> None:
     with parts().db.transaction() as cur:
         held = usage.lock_usage_level(cur, customer_id, limit)
         since = now() - IN_USE_WITHIN
-        active = usage.select_usage_standings(cur, [customer_id], since)[0]["active"]
+        present = _standing(cur, customer_id, since)
+        if present is None:
+            return
+        active = present["active"]
         armed_from = held["level"]
         if _is_more(limit, held["device_limit"]):
             armed_from = 0
@@ -382,6 +392,7 @@ def prune(older_than_days: int) -> int:
         deleted = sum(usage.drop_usage_partition(cur, month) for month in months)
         deleted += usage.delete_usage_reports(cur, cutoff)
         usage.delete_instances(cur, cutoff)
+        audit.record(cur, "usage.prune", subject="usage", after={"before": cutoff, "deleted": deleted})
     return deleted
 
 
