@@ -18,7 +18,6 @@ import stripe
 from app.config import Settings
 from app.errors import (
     BadRequest,
-    Conflict,
     DomainError,
     PaymentRefused,
     StripeFailed,
@@ -112,13 +111,11 @@ class StripeGateway:
 
     # Customers
 
-    def find_customer(self, customer_id: str, email: str) -> str | None:
-        """Stripe's id of a customer that we made before, found by address and our id in its metadata."""
+    def find_customers(self, customer_id: str, email: str) -> list[str]:
+        """Stripe's ids of the customers with this address and our id in their metadata, newest first."""
         page = self._call("customers.list", lambda c: c.v1.customers.list({"email": email, "limit": PAGE}))
-        for customer in (found.to_dict() for found in page.data):
-            if (customer.get("metadata") or {}).get("customer_id") == customer_id:
-                return str(customer["id"])
-        return None
+        found = (customer.to_dict() for customer in page.data)
+        return [str(c["id"]) for c in found if (c.get("metadata") or {}).get("customer_id") == customer_id]
 
     def create_customer(self, customer_id: str, email: str, name: str | None, key: str) -> str:
         params: Any = {"email": email, "metadata": {"customer_id": customer_id}}
@@ -166,7 +163,7 @@ class StripeGateway:
         try:
             for found in self._pages("subscriptions.list", lambda c, p: c.v1.subscriptions.list(p), params):
                 yield self.subscription_row(found)
-        except _Refused as error:
+        except Refused as error:
             if not error.missing:
                 raise
 
@@ -241,6 +238,8 @@ class StripeGateway:
     def _item_that_counts(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
         """Of several items the one with the best plan."""
         items = subscription["items"]["data"]
+        if not items:
+            raise StripeFailed("Stripe told of a subscription that sells nothing.")
         ranks = {name: plan.rank for name, plan in PLANS.items()}
         return max(items, key=lambda item: ranks.get(self.plan_of(item["price"]), -1))
 
@@ -306,7 +305,7 @@ class StripeGateway:
                 "checkout.sessions.expire",
                 lambda c: c.v1.checkout.sessions.expire(session_id, {}, _options(key)),
             )
-        except _Refused:
+        except Refused:
             return False
         return True
 
@@ -391,6 +390,7 @@ class StripeGateway:
         """
         if not self._settings.stripe_webhook_secrets:
             raise Unavailable("Stripe is not configured: STRIPE_WEBHOOK_SECRET is not set.")
+        self._open()  # without a key nobody's state could be fetched
         try:
             text = payload.decode()
             if not any(self._is_signed(text, signature, s) for s in self._settings.stripe_webhook_secrets):
@@ -436,7 +436,7 @@ class StripeGateway:
     def _or_none(self, name: str, call: Callable[[stripe.StripeClient], T]) -> T | None:
         try:
             return self._call(name, call)
-        except _Refused as error:
+        except Refused as error:
             if error.missing:
                 return None
             raise
@@ -447,10 +447,13 @@ class StripeGateway:
             started = time.monotonic()
             outcome = "ok"
             try:
-                return call(client)
+                return _heard(call(client))
             except stripe.StripeError as error:
                 outcome = type(error).__name__
                 raise _translated(error) from error
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                outcome = "Unreadable"
+                raise StripeFailed("Stripe gave an answer that is none. Try again.") from error
             finally:
                 seconds = time.monotonic() - started
                 STRIPE_SECONDS.labels(name, outcome).observe(seconds)
@@ -478,12 +481,22 @@ class NoAnswer(StripeFailed):
     """Stripe was not heard: it may have acted or not."""
 
 
-class _Refused(StripeFailed):
+class Refused(StripeFailed):
     """Stripe did not take a request; `missing` when the object of that id is not there."""
 
     def __init__(self, message: str, *, missing: bool) -> None:
         super().__init__(message)
         self.missing = missing
+
+
+def _heard(answer: T) -> T:
+    """The answer, if it is one of Stripe's objects or a list of them. Raises ValueError, KeyError."""
+    found: Any = answer
+    if not isinstance(found, stripe.StripeObject):
+        raise ValueError("no object of Stripe's")
+    if not isinstance(found["data"] if found["object"] == "list" else found["id"], list | str):
+        raise ValueError("an object without its id")
+    return answer
 
 
 def _translated(error: stripe.StripeError) -> DomainError:
@@ -492,15 +505,14 @@ def _translated(error: stripe.StripeError) -> DomainError:
     if isinstance(error, stripe.RateLimitError) or error.http_status == 429:
         return Unavailable("Stripe asks us to slow down. Try again shortly.")
     if isinstance(error, stripe.IdempotencyError) or error.http_status == 409:
-        return Conflict("The same change is being made by another request. Try again shortly.")
+        return Unavailable("Stripe is making the same change for another request. Try again shortly.")
     if isinstance(error, stripe.InvalidRequestError):
-        detail = error.error
-        code = detail.code if detail is not None else None
+        code = getattr(error.error, "code", None)
         log.warning("stripe refused a request", extra={"stripe_code": code, "param": error.param})
         for param, field in _FIELDS.items():
             if error.param and error.param.startswith(param):
                 return invalid_field(field, "Stripe does not take this.")
-        return _Refused("Stripe refused the request.", missing=code == "resource_missing")
+        return Refused("Stripe refused the request.", missing=code == "resource_missing")
     log.error("stripe failed", extra={"stripe_error": type(error).__name__, "status": error.http_status})
     unheard = isinstance(error, stripe.APIConnectionError)
     return (NoAnswer if unheard else StripeFailed)("Stripe failed or did not answer. Try again.")
@@ -523,13 +535,11 @@ def _identifier(value: Any) -> str:
 
 
 def _whereabouts(found: dict[str, Any]) -> dict[str, str | None]:
-    """An event's object reduced to ids: its own, its customer's, and our customer's in its metadata."""
+    """An event's object reduced to ids: its own and its customer's."""
     customer = found.get("id") if found.get("object") == "customer" else found.get("customer")
     if isinstance(customer, dict):
         customer = customer.get("id")
-    metadata = found.get("metadata")
-    ours = metadata.get("customer_id") if isinstance(metadata, dict) else None
-    ids = {"object_id": found.get("id"), "stripe_customer_id": customer, "claimed_customer_id": ours}
+    ids = {"object_id": found.get("id"), "stripe_customer_id": customer}
     return {
         name: value if isinstance(value, str) and _IDENTIFIER.fullmatch(value) else None
         for name, value in ids.items()

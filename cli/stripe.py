@@ -47,12 +47,13 @@ def setup(webhook_url: str | None, to_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
 @as_json
 def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
-    """Fetch the truth from Stripe, print what differs and mend it.
+    """Fetch the truth from Stripe, print what differs and mend it; exit 1 when some could not be.
 
     \b
     Example:
       flask stripe sync --dry-run
     """
+    failed: dict[str, str] = {}
     if customer_id:
         found = stripe_sync.sync_one(customer_id, dry_run=dry_run)
     else:
@@ -64,7 +65,7 @@ def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
                 bar.length = (bar.length or 0) + ahead
                 bar.update(done)
 
-            found = stripe_sync.sync_all(dry_run=dry_run, progress=progress)
+            found, failed = stripe_sync.sync_all(dry_run=dry_run, progress=progress)
     if to_json:
         echo_rows_json(
             [
@@ -82,7 +83,9 @@ def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
             click.echo(f"{d.customer_id}  {d.subject}: {d.ours} → {d.stripes}")
         verb = "found" if dry_run else "mended"
         click.echo(f"{len(found)} difference(s) {verb}.")
-    if dry_run and found:
+    for failing, reason in failed.items():
+        hint(f"⚠️  {failing} could not be mended: {reason}")
+    if failed or (dry_run and found):
         raise click.exceptions.Exit(1)
 
 

@@ -275,6 +275,32 @@ def test_a_customer_deleted_at_stripe_is_made_anew(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
+def test_deleted_at_stripe_in_the_minute_in_which_it_was_made(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_minute", lambda: "202601310000")
+    customer_id = shop.customer()
+    for _ in range(3):
+        shop.checkout(customer_id)
+        shop.sandbox.delete_customer(shop.stripe_id(customer_id))
+        shop.deliver()
+
+
+def test_somebody_elses_customer_at_stripe_is_not_taken_over(shop: Shop, console: Any) -> None:
+    """Support wrote another id of ours, and its address, onto a customer that is linked already."""
+    one, other = shop.customer(), shop.customer()
+    shop.checkout(one)
+    taken = shop.stripe_id(one)
+    with shop.sandbox.world.transaction() as world:
+        found = world.get("customer", taken)
+        found |= {"metadata": {"customer_id": other}, "email": shop.get(f"/api/customers/{other}")["email"]}
+    assert console("stripe", "sync", "--customer", other).exit_code == 0
+    assert console("stripe", "sync").exit_code == 0
+    assert shop.checkout(other)["checkoutUrl"]
+    assert shop.stripe_id(one) == taken
+    assert shop.stripe_id(other) != taken
+
+
 # Keys and failures
 
 

@@ -291,7 +291,9 @@ class Account:
     def sync(self, *, dry_run: bool) -> list[Any]:
         with self.shop.app.app_context():
             set_actor("console:test")
-            return sync_all(dry_run=dry_run)
+            differences, failed = sync_all(dry_run=dry_run)
+        assert failed == {}
+        return differences
 
     # The truth, derived from the sandbox alone
 

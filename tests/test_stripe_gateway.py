@@ -14,7 +14,7 @@ import stripe
 
 import app.stripe_gateway as module
 from app.config import load_settings
-from app.errors import Conflict, DomainError, Invalid, PaymentRefused, StripeFailed, Unavailable
+from app.errors import DomainError, Invalid, PaymentRefused, StripeFailed, Unavailable
 from app.stripe_gateway import NoAnswer, StripeGateway
 
 API = "https://api.stripe.com/v1"
@@ -95,10 +95,39 @@ def test_no_answer_is_502_and_known_as_such(api: Any, failure: Exception) -> Non
 @pytest.mark.parametrize(
     ("status", "type"), [(409, "idempotency_error"), (400, "idempotency_error"), (409, "api_error")]
 )
-def test_a_key_in_use_is_409(api: Any, status: int, type: str) -> None:
+def test_a_key_in_use_passes(api: Any, status: int, type: str) -> None:
     error = refused(api, status, refusal(type))
-    assert isinstance(error, Conflict)
+    assert isinstance(error, Unavailable)
     assert "another request" in error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        "[]",
+        "null",
+        '"x"',
+        "5",
+        '{"object": "list"}',
+        '{"object": "list", "data": null}',
+        '{"id": 5, "object": "x"}',
+        "\xff",
+    ],
+)
+def test_an_answer_that_is_none_is_502(api: Any, body: str) -> None:
+    api.get(f"{API}/prices", body=body.encode("latin-1"))
+    with pytest.raises(StripeFailed) as caught:
+        gateway().price_of("starter")
+    assert caught.value.code == 502
+
+
+@pytest.mark.parametrize("body", ['{"error": "x"}', '{"error": null}', "{}", "[]", "x"])
+def test_a_refusal_without_a_reason_is_502(api: Any, body: str) -> None:
+    api.post(f"{API}/subscriptions/sub_1", body=body, status=400)
+    with pytest.raises(StripeFailed) as caught:
+        gateway().cancel_at_period_end("sub_1", "key-1")
+    assert caught.value.code == 502
 
 
 def test_wrong_credentials_are_502_without_telling_them(api: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -228,8 +257,8 @@ def test_a_lost_answer_leaves_the_customer_to_be_found_by_our_id(api: Any) -> No
     ]
     bare = {"id": "cus_x", "object": "customer", "metadata": {}}
     api.get(f"{API}/customers", json={"object": "list", "data": [bare, *others], "has_more": False})
-    assert gateway().find_customer("cust_2", "a@example.com") == "cus_2"
-    assert gateway().find_customer("cust_9", "a@example.com") is None
+    assert gateway().find_customers("cust_2", "a@example.com") == ["cus_2"]
+    assert gateway().find_customers("cust_9", "a@example.com") == []
 
 
 @pytest.mark.parametrize(("key", "live"), [("sk_test_1", False), ("sk_live_1", True), ("rk_live_1", True)])

@@ -111,6 +111,35 @@ def test_a_double_click_pays_once(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
+def test_two_changes_at_once_are_each_answered_with_their_own(shop: Shop) -> None:
+    shop.make_price(50000, lookup_key="zemfyre_enterprise")
+    _, subscription_id = shop.subscribe("starter")
+    path = f"/api/subscriptions/{subscription_id}/upgrade"
+    start = threading.Barrier(2)
+
+    def ask(plan: str) -> str:
+        start.wait()
+        answer = shop.app.test_client().post(path, json={"plan": plan}, headers=ADMIN)
+        assert answer.status_code == 200, answer.json
+        return str(answer.json["subscription"]["plan"])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, ["professional", "enterprise"])) == ["professional", "enterprise"]
+
+
+@pytest.mark.parametrize(
+    ("what", "body"), [("upgrade", {"plan": "professional"}), ("cancel", {"atPeriodEnd": True})]
+)
+def test_what_stripe_does_not_take_in_this_state_is_409(shop: Shop, what: str, body: Any) -> None:
+    """As for a subscription that a schedule of Stripe's manages."""
+    customer_id, subscription_id = shop.subscribe("starter")
+    shop.sandbox.faults.fail_next(1, 400, path=f"/v1/subscriptions/{subscription_id}", method="POST")
+    refused = shop.act(subscription_id, what, body)
+    assert (refused.status_code, "dashboard" in refused.json["message"]) == (409, True)
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    assert shop.act(subscription_id, what, body).status_code == 200
+
+
 def test_an_upgrade_of_a_revoked_customer_gives_out_no_license(shop: Shop) -> None:
     customer_id, subscription_id = shop.subscribe("starter")
     assert shop.post(f"/api/licenses/{customer_id}/revoke").status_code == 200

@@ -8,7 +8,8 @@ import pytest
 from flask import Flask
 
 import app.services.stripe_setup as setup
-from app.stripe_gateway import WEBHOOK_EVENTS
+from app.errors import StripeFailed
+from app.stripe_gateway import WEBHOOK_EVENTS, StripeGateway
 from tests.shop import Shop
 from tests.stripe_sandbox import Sandbox, billing, shapes
 
@@ -112,6 +113,30 @@ def test_a_row_that_ended_here_but_lives_at_stripe(shop: Shop, console: Console,
     assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
+def test_one_that_cannot_be_mended_does_not_hold_up_the_others(
+    shop: Shop, console: Console, sql: Sql
+) -> None:
+    paying = [shop.subscribe("professional")[0] for _ in range(3)]
+    sql("UPDATE subscriptions SET status = 'canceled'")
+    failing = shop.stripe_id(paying[1])
+    list_subscriptions = StripeGateway.list_subscriptions
+
+    def but_one(gateway: StripeGateway, stripe_customer_id: str | None = None) -> Any:
+        if stripe_customer_id == failing:
+            raise StripeFailed("Stripe failed or did not answer. Try again.")
+        return list_subscriptions(gateway, stripe_customer_id)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StripeGateway, "list_subscriptions", but_one)
+        done = console("stripe", "sync", "--json")
+    assert done.exit_code == 1
+    assert {difference["customerId"] for difference in json.loads(done.stdout)} == {paying[0], paying[2]}
+    assert f"{paying[1]} could not be mended: Stripe failed" in done.stderr
+    assert [shop.plan_and_status(c)[0] for c in paying] == ["professional", "trial", "professional"]
+    assert console("stripe", "sync").exit_code == 0
+    assert shop.plan_and_status(paying[1])[0] == "professional"
+
+
 def test_every_field_that_counts_is_compared(shop: Shop, console: Console, sql: Sql) -> None:
     customer_id, subscription_id = shop.subscribe("starter")
     right = sql("SELECT * FROM subscriptions WHERE subscription_id = %(s)s", s=subscription_id)
@@ -197,7 +222,8 @@ def test_sync_goes_through_the_lists_by_the_hundred(shop: Shop, console: Console
     assert len(found(console("stripe", "sync", "--json"))) == 230
     shop.sandbox.requests.clear()
     assert console("stripe", "sync", "--dry-run").exit_code == 0
-    assert [(r.method, r.path) for r in shop.sandbox.requests] == [("GET", "/v1/subscriptions")] * 3
+    lists = [("GET", "/v1/customers")] * 3 + [("GET", "/v1/subscriptions")] * 3
+    assert [(r.method, r.path) for r in shop.sandbox.requests] == lists
     assert sql("SELECT COUNT(*) AS n FROM subscriptions WHERE plan = 'starter' AND status = 'active'") == [
         {"n": 230}
     ]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from app.db import Database
 from app.errors import Unavailable
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.shop import HOOK, Shop
-from tests.stripe_sandbox import Webhooks
+from tests.stripe_sandbox import Webhooks, billing, shapes
 
 Sql = Callable[..., list[dict[str, Any]]]
 Console = Callable[..., Any]
@@ -250,24 +251,96 @@ def test_a_claim_in_the_payload_alone_links_nobody(shop: Shop, sql: Sql) -> None
         "metadata": {"customer_id": victim},
     }
     sql("UPDATE customers SET stripe_customer_id = NULL WHERE customer_id = %(id)s", id=other)
-    assert send(shop, event(data={"object": found})).json["outcome"] == "ignored"
+    assert send(shop, event(data={"object": found})).json["outcome"] == "done"
     assert shop.get(f"/api/customers/{victim}")["stripeCustomerId"] is None
+    assert shop.stripe_id(other) == found["customer"]
 
 
-def test_a_second_customer_at_stripe_for_one_of_ours_is_told(
-    shop: Shop, caplog: pytest.LogCaptureFixture
+def second_at_stripe(shop: Shop, customer_id: str) -> str:
+    """A customer made in the dashboard that names ours and pays for professional; its events are lost."""
+    email = shop.get(f"/api/customers/{customer_id}")["email"]
+    with shop.sandbox.world.transaction() as world:
+        made = shapes.customer(world.now(), {"email": email, "metadata": {"customer_id": customer_id}})
+        stripe_id = str(world.add(made)["id"])
+        world.cards[stripe_id] = "ok"
+        billing.create(
+            world, stripe_id, [(billing.recurring_price(world, shop.prices["professional"], "p"), 1)]
+        )
+    shop.sandbox.webhooks.clear()
+    return stripe_id
+
+
+@pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])
+def test_what_a_second_customer_at_stripe_pays_for_counts(
+    shop: Shop, console: Console, caplog: pytest.LogCaptureFixture, told_by: str
+) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    linked, second = shop.stripe_id(customer_id), second_at_stripe(shop, customer_id)
+    one = ["--customer", customer_id]
+    if told_by == "event":
+        found = {"id": "in_x", "object": "invoice", "customer": second}
+        assert send(shop, event("invoice.paid", data={"object": found})).json["outcome"] == "done"
+        assert "two customers at stripe" in caplog.text
+    else:
+        more = one if told_by != "sync" else []
+        assert "professional active" in console("stripe", "sync", "--dry-run", *more).stdout
+        assert shop.plan_and_status(customer_id)[0] == "trial"
+        assert console("stripe", "sync", *more).exit_code == 0
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    assert shop.stripe_id(customer_id) == linked
+    assert console("stripe", "sync", "--dry-run").exit_code == 0
+    assert console("stripe", "sync", "--dry-run", *one).exit_code == 0
+    shop.sandbox.cancel_subscription(shop.live()[0]["id"])
+    shop.deliver()
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_a_failed_event_of_one_never_linked_is_followed_by_replay(
+    shop: Shop, sql: Sql, console: Console
 ) -> None:
     customer_id, _ = shop.subscribe()
-    linked = shop.stripe_id(customer_id)
-    found = {
-        "id": "sub_x",
-        "object": "subscription",
-        "customer": "cus_x",
-        "metadata": {"customer_id": customer_id},
-    }
-    assert send(shop, event(data={"object": found})).json["outcome"] == "ignored"
-    assert shop.stripe_id(customer_id) == linked
-    assert "linked to another" in caplog.text
+    stripe_id = shop.stripe_id(customer_id)
+    sql("DELETE FROM licenses")
+    sql("DELETE FROM subscriptions WHERE stripe_subscription_id IS NOT NULL")
+    sql("UPDATE customers SET stripe_customer_id = NULL")
+    found = {"id": "sub_x", "object": "subscription", "customer": stripe_id}
+    shop.sandbox.faults.fail_next(3, path=f"/v1/customers/{stripe_id}")
+    assert send(shop, event(data={"object": found}, id="evt_lost")).status_code == 502
+    assert "evt_lost" in console("webhook", "list", "--failed").stdout
+    assert console("webhook", "replay", "evt_lost").stdout == "✅ evt_lost: done\n"
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def test_without_a_key_no_event_is_taken_for_done(make_app: Any, stripe_environ: Any) -> None:
+    client = make_app(**stripe_environ | {"STRIPE_SECRET_KEY": ""}).test_client()
+    for live in (True, False):
+        body = json.dumps(event(livemode=live)).encode()
+        headers = {"Stripe-Signature": Webhooks.sign(body, WEBHOOK_SECRET)}
+        answer = client.post("/webhooks/stripe", data=body, headers=headers)
+        assert (answer.status_code, "STRIPE_SECRET_KEY" in answer.json["message"]) == (503, True)
+
+
+def test_erased_while_its_state_is_fetched(shop: Shop, sql: Sql, console: Console, monkeypatch: Any) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    store = sync._store
+
+    def erased_before(*args: Any, **kwargs: Any) -> None:
+        done: list[Any] = []
+        thread = Thread(
+            target=lambda: done.append(console("customer", "erase", "--id", customer_id, "--yes"))
+        )
+        thread.start()
+        thread.join()
+        assert done[0].exit_code == 0
+        store(*args, **kwargs)
+
+    monkeypatch.setattr(sync, "_store", erased_before)
+    sql("UPDATE subscriptions SET status = 'past_due' WHERE subscription_id = %(id)s", id=subscription_id)
+    found = {"id": subscription_id, "object": "subscription", "customer": shop.stripe_id(customer_id)}
+    assert send(shop, event(data={"object": found})).status_code == 200
+    assert sql("SELECT status FROM subscriptions WHERE status <> 'canceled'") == []
+    assert sql("SELECT 1 FROM stripe_events WHERE customer_id IS NOT NULL AND object_id IS NOT NULL") == []
 
 
 def test_an_event_of_an_erased_customer_is_ignored(shop: Shop, console: Console) -> None:
@@ -378,7 +451,7 @@ class Killed(BaseException):
 
 
 STEPS = [
-    ("app.services.stripe_sync", "_whose"),
+    ("app.services.stripe_sync", "_owner"),
     ("app.services.stripe_sync", "sync_customer"),
     ("app.services.stripe_sync", "_fetch"),
     ("app.services.stripe_sync", "_store"),

@@ -216,11 +216,11 @@ def _delete_at_stripe(customer: Row) -> list[str]:
     deleted: list[str] = []
     found: str | None = customer["stripe_customer_id"]
     if found is None and stripe.configured:
-        found = stripe.find_customer(customer_id, email)
+        found = next(iter(stripe.find_customers(customer_id, email)), None)
     while found and found not in deleted:
         stripe.delete_customer(found)
         deleted.append(found)
-        found = stripe.find_customer(customer_id, email)
+        found = next(iter(stripe.find_customers(customer_id, email)), None)
     return deleted
 
 

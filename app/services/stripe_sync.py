@@ -1,7 +1,7 @@
 """Bringing the database to where Stripe is. Stripe's state is fetched, never a payload applied."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +13,7 @@ from app.observe import WEBHOOK_LAG, WEBHOOKS
 from app.parts import now, parts, set_actor
 from app.queries import customers, events, subscriptions
 from app.services import audit
+from app.services.customers import get_customer
 from app.services.licenses import issue_license
 from app.stripe_gateway import WEBHOOK_EVENTS
 
@@ -39,15 +40,22 @@ class Difference:
     subject: str
     ours: str
     stripes: str
+    at: str | None = None
+    """The customer at Stripe whose subscription it is."""
 
 
 def sync_customer(
-    customer_id: str, event_id: str | None = None, *, dry_run: bool = False
+    customer_id: str,
+    event_id: str | None = None,
+    *,
+    also: Iterable[str | None] = (),
+    dry_run: bool = False,
 ) -> list[Difference]:
     """Fetch this customer's subscriptions and store them, as one step: what differed.
 
     The lock is taken before Stripe is asked and held until the answer is stored, so the newest
-    fetch is always the last one stored, whatever order events come in.
+    fetch is always the last one stored, whatever order events come in. `also` are further customers
+    at Stripe that name ours; a subscription once known is followed whosever it is there.
     """
     held = parts()
     with held.stripe.slot(), held.db.transaction() as cur:
@@ -55,10 +63,12 @@ def sync_customer(
         customer = customers.select_customer(cur, customer_id)
         if customer is None:
             raise NotFound(f"There is no customer {customer_id}.")
+        if customer["erased_at"]:
+            return []
         known = {
             row["subscription_id"]: row for row in subscriptions.select_subscriptions(cur, [customer_id])
         }
-        fetched = list(_fetch(customer, known))
+        fetched = list(_fetch({customer["stripe_customer_id"], *also} - {None}, known))
         differences = [
             d for row in fetched for d in _compare(customer_id, known.get(row["subscription_id"]), row)
         ]
@@ -68,11 +78,11 @@ def sync_customer(
         return differences
 
 
-def _fetch(customer: Row, known: dict[str, Row]) -> Iterator[dict[str, Any]]:
-    """Every subscription of this customer at Stripe; one of ours that Stripe lacks comes as canceled."""
+def _fetch(stripe_customer_ids: set[Any], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
+    """Every subscription of these customers at Stripe, and the known ones: what Stripe lacks as canceled."""
     found = set()
-    if customer["stripe_customer_id"]:
-        for row in parts().stripe.list_subscriptions(customer["stripe_customer_id"]):
+    for stripe_customer_id in stripe_customer_ids:
+        for row in parts().stripe.list_subscriptions(stripe_customer_id):
             found.add(row["subscription_id"])
             yield row
     for row in known.values():
@@ -97,7 +107,9 @@ def _store(
     *,
     forget_link: bool,
 ) -> None:
-    customers.lock_customer(cur, customer_id)
+    customer = customers.lock_customer(cur, customer_id)
+    if customer is None or customer["erased_at"]:
+        return  # in this moment: what was paid ended with it
     for row in fetched:
         before = known.get(row["subscription_id"])
         if not _compare(customer_id, before, row):
@@ -118,15 +130,14 @@ def _store(
                 before={"status": "trialing"}, after={"status": "canceled"},
             )  # fmt: skip
     if forget_link:
-        customers.update_stripe_customer_id(cur, customer_id, None)
+        set_link(cur, customer, None)
     live = [row for row in subscriptions.select_subscriptions(cur, [customer_id]) if is_live(row)]
     if len(live) > 1:
         log.warning(
             "customer has several live subscriptions",
             extra={"customer_id": customer_id, "count": len(live)},
         )
-    customer = customers.select_customer(cur, customer_id)
-    if customer and not customer["revoked_at"] and not customer["erased_at"]:
+    if not customer["revoked_at"]:
         issue_license(cur, customer)
 
 
@@ -145,11 +156,11 @@ def _report_oddities(row: Row) -> None:
 
 
 def _compare(customer_id: str, ours: Row | None, stripes: dict[str, Any]) -> list[Difference]:
-    subject = stripes["subscription_id"]
+    subject, at = stripes["subscription_id"], stripes.get("stripe_customer_id")
     if ours is None:
-        return [Difference(customer_id, subject, "missing", f"{stripes['plan']} {stripes['status']}")]
+        return [Difference(customer_id, subject, "missing", f"{stripes['plan']} {stripes['status']}", at)]
     return [
-        Difference(customer_id, f"{subject} {name}", _text(ours[name]), _text(stripes[name]))
+        Difference(customer_id, f"{subject} {name}", _text(ours[name]), _text(stripes[name]), at)
         for name in COMPARED
         if ours[name] != stripes[name]
     ]
@@ -185,67 +196,75 @@ def handle_event(event: dict[str, Any]) -> str:
 def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
     customer_id = None
     if event["type"] in WEBHOOK_EVENTS and event["livemode"] == parts().stripe.livemode:
-        customer_id = _whose(event)
+        customer_id = _owner(record["stripe_customer_id"])
     return _sync_and_record(customer_id, record)
 
 
 def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
-    """The effect of an event and its record, in one transaction."""
-    outcome = "done" if customer_id else "ignored"
+    """The effect of an event and its record, in one transaction; of an erased customer no id is kept."""
+    record = record | {
+        "customer_id": customer_id,
+        "outcome": "done" if customer_id else "ignored",
+        "error": None,
+    }
     with parts().stripe.slot() if customer_id else nullcontext(), parts().db.transaction() as cur:
         if customer_id:
-            sync_customer(customer_id, record["event_id"])
-        events.upsert_event(cur, record | {"customer_id": customer_id, "outcome": outcome, "error": None})
-    return outcome
+            sync_customer(customer_id, record["event_id"], also=[record["stripe_customer_id"]])
+            customer = customers.lock_customer(cur, customer_id)
+            if customer is None or customer["erased_at"]:
+                record |= {"object_id": None, "stripe_customer_id": None}
+        events.upsert_event(cur, record)
+    return str(record["outcome"])
 
 
-def _whose(event: dict[str, Any]) -> str | None:
-    """Our customer that an event tells of; one that Stripe knows and we forgot to link is linked."""
-    stripe_id, claimed = event["stripe_customer_id"], event["claimed_customer_id"]
-    if stripe_id is None:
+def _owner(stripe_customer_id: str | None) -> str | None:
+    """Our customer that one of Stripe's is, by our record or else by Stripe's; linked, if none was."""
+    if stripe_customer_id is None:
         return None
     with parts().db.statement() as cur:
-        customer = customers.select_customer_by_stripe_id(cur, stripe_id)
+        customer = customers.select_customer_by_stripe_id(cur, stripe_customer_id)
     if customer is not None:
         return str(customer["customer_id"])
-    # The event only says where to look: who owns a customer is what Stripe's own record tells.
-    if claimed is None or not _is_open(claimed) or parts().stripe.owner_of(stripe_id) != claimed:
-        return None
-    return link_customer(claimed, stripe_id)
-
-
-def _is_open(customer_id: str) -> bool:
-    """Whether this customer of ours may be linked; one that is linked already is told in the log."""
-    with parts().db.statement() as cur:
-        customer = customers.select_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        return False
-    if customer["stripe_customer_id"]:
-        log.warning(
-            "a customer at stripe names one of ours that is linked to another",
-            extra={"customer_id": customer_id},
-        )
-    return customer["stripe_customer_id"] is None
+    named = parts().stripe.owner_of(stripe_customer_id)
+    return link_customer(named, stripe_customer_id) if named else None
 
 
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
-    """Remember Stripe's id for a customer that has none; None when there is no such customer."""
+    """Remember Stripe's id for a customer that has none; None when there is no such customer.
+
+    One that is linked to another keeps that link: of both what is paid counts.
+    """
     with parts().db.transaction() as cur:
         customer = customers.lock_customer(cur, customer_id)
         if customer is None or customer["erased_at"]:
             return None
-        if customer["stripe_customer_id"]:
-            return None
-        after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
-        audit.record(
-            cur,
-            "customer.link",
-            customer_id=customer_id,
-            subject=stripe_customer_id,
-            before=customer,
-            after=after,
-        )
+        if customer["stripe_customer_id"] is None:
+            set_link(cur, customer, stripe_customer_id)
+        elif customer["stripe_customer_id"] != stripe_customer_id:
+            log.warning("customer has two customers at stripe", extra={"customer_id": customer_id})
     return customer_id
+
+
+def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
+    """Put on record whom Stripe knows this customer as, from now on."""
+    customer_id, before = customer["customer_id"], customer["stripe_customer_id"]
+    after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
+    audit.record(
+        cur, "customer.link" if stripe_customer_id else "customer.unlink", customer_id=customer_id,
+        subject=stripe_customer_id or before, before=customer, after=after,
+    )  # fmt: skip
+
+
+def find_stripe_customers(customer: Row) -> list[str]:
+    """Customers at Stripe that name this one of ours, but for those that are somebody else's here."""
+    found = parts().stripe.find_customers(customer["customer_id"], customer["email"])
+    with parts().db.statement() as cur:
+        holders = {stripe_id: customers.select_customer_by_stripe_id(cur, stripe_id) for stripe_id in found}
+    return [
+        i
+        for i, holder in holders.items()
+        if holder is None or holder["customer_id"] == customer["customer_id"]
+    ]
 
 
 def _event_record(event: dict[str, Any]) -> dict[str, Any]:
@@ -278,88 +297,81 @@ def replay_event(event_id: str) -> str:
         known = events.select_event(cur, event_id)
         if known is None:
             raise NotFound(f"There is no event {event_id} on record.")
-        owner = None
-        if known["stripe_customer_id"]:
-            owner = customers.select_customer_by_stripe_id(cur, known["stripe_customer_id"])
-    return _sync_and_record(owner["customer_id"] if owner else known["customer_id"], known)
+    return _sync_and_record(_owner(known["stripe_customer_id"]) or known["customer_id"], known)
 
 
 def sync_all(
     *, dry_run: bool, progress: Callable[[int, int], None] = lambda done, ahead: None
-) -> list[Difference]:
-    """Compare every customer with Stripe, page by page through Stripe's own lists: what differs.
+) -> tuple[list[Difference], dict[str, str]]:
+    """Compare every customer with Stripe, page by page through Stripe's own lists: what differs, and
+    which customers could not be mended, with the reason.
 
     Without `dry_run` each customer that differs is fetched anew and mended. `progress` is told how
     many more steps are done, and how many more have come into sight.
     """
     with parts().db.statement() as cur:
-        owners = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
+        linked = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
         known = {row["subscription_id"]: row for row in subscriptions.select_stripe_subscriptions(cur)}
-    unlinked = _find_unlinked(owners)
+    owners = {stripe_id: owner for owner, stripe_id in linked.items() if stripe_id}
+    unlinked: dict[str, str] = {}
+    for customer in parts().stripe.list_customers():
+        owner = (customer.get("metadata") or {}).get("customer_id")
+        if owner is None or owner not in linked:
+            continue
+        if owners.setdefault(customer["id"], owner) == owner and not linked[owner]:
+            unlinked.setdefault(owner, customer["id"])
     differences = [
-        Difference(owner, "stripe_customer_id", "none", found) for owner, found in unlinked.items()
+        Difference(owner, "stripe_customer_id", "none", stripe_id) for owner, stripe_id in unlinked.items()
     ]
     progress(0, len(known))
-    differing = _compare_all(owners | unlinked, known, lambda done: progress(done, 0))
+    differing = _compare_all(linked, owners, known, lambda done: progress(done, 0))
+    failed: dict[str, str] = {}
     if dry_run:
-        return differences + [difference for found in differing.values() for difference in found]
+        return differences + [difference for found in differing.values() for difference in found], failed
     for owner, stripe_id in unlinked.items():
         link_customer(owner, stripe_id)
     progress(0, len(differing))
     for owner, found in differing.items():
-        differences += sync_customer(owner) or found
+        try:
+            differences += sync_customer(owner, also={difference.at for difference in found}) or found
+        except DomainError as error:
+            failed[owner] = error.message
         progress(1, 0)
-    return differences
+    return differences, failed
 
 
 def sync_one(customer_id: str, *, dry_run: bool) -> list[Difference]:
     """The same for one customer."""
-    with parts().db.statement() as cur:
-        customer = customers.select_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
+    customer = get_customer(customer_id)
+    found = find_stripe_customers(customer)
     differences = []
-    if customer["stripe_customer_id"] is None:
-        found = parts().stripe.find_customer(customer_id, customer["email"])
-        if found:
-            differences.append(Difference(customer_id, "stripe_customer_id", "none", found))
-            if dry_run:
-                rows = parts().stripe.list_subscriptions(found)
-                return differences + [d for row in rows for d in _compare(customer_id, None, row)]
-            link_customer(customer_id, found)
-    return differences + sync_customer(customer_id, dry_run=dry_run)
-
-
-def _find_unlinked(owners: Mapping[str, str | None]) -> dict[str, str]:
-    """Customers that Stripe has under our id while we do not know Stripe's: ours → Stripe's."""
-    wanted = {owner for owner, stripe_id in owners.items() if stripe_id is None}
-    taken = set(owners.values())
-    found: dict[str, str] = {}
-    if wanted:
-        for customer in parts().stripe.list_customers():
-            owner = (customer.get("metadata") or {}).get("customer_id")
-            if owner in wanted and customer["id"] not in taken:
-                found.setdefault(owner, customer["id"])
-    return found
+    if found and customer["stripe_customer_id"] is None:
+        differences.append(Difference(customer_id, "stripe_customer_id", "none", found[0]))
+        if not dry_run:
+            link_customer(customer_id, found[0])
+    return differences + sync_customer(customer_id, also=found, dry_run=dry_run)
 
 
 def _compare_all(
-    owners: Mapping[str, str | None], known: Mapping[str, Row], progress: Callable[[int], None]
+    present: Container[str],
+    owners: Mapping[str, str],
+    known: Mapping[str, Row],
+    progress: Callable[[int], None],
 ) -> dict[str, list[Difference]]:
-    by_stripe_id = {stripe_id: owner for owner, stripe_id in owners.items()}
+    """What differs, by customer. `present` are ours, `owners` tells of Stripe's whose they are."""
     differing: dict[str, list[Difference]] = {}
     seen = set()
     for fetched in parts().stripe.list_subscriptions():
         progress(1)
         seen.add(fetched["subscription_id"])
         ours = known.get(fetched["subscription_id"])
-        owner = ours["customer_id"] if ours else by_stripe_id.get(fetched["stripe_customer_id"])
-        if owner is not None and owner in owners and (found := _compare(owner, ours, fetched)):
+        owner = ours["customer_id"] if ours else owners.get(fetched["stripe_customer_id"])
+        if owner is not None and owner in present and (found := _compare(owner, ours, fetched)):
             differing.setdefault(owner, []).extend(found)
     for subscription_id, ours in known.items():
         if (
             subscription_id not in seen
-            and ours["customer_id"] in owners
+            and ours["customer_id"] in present
             and ours["status"] not in ENDED_STATUSES
         ):
             missing = Difference(

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,8 +23,8 @@ from app.queries import customers, subscriptions
 from app.services import audit
 from app.services.customers import came_back, get_customer, get_customer_with_subscriptions, start_trial
 from app.services.licenses import hold_customer, issue_license
-from app.services.stripe_sync import sync_customer
-from app.stripe_gateway import NoAnswer
+from app.services.stripe_sync import find_stripe_customers, set_link, sync_customer
+from app.stripe_gateway import NoAnswer, Refused
 
 SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
 
@@ -159,16 +160,14 @@ def _ensure_stripe_customer(customer: Row) -> str:
         return str(known)
     if known:
         sync_customer(customer_id)  # what the deleted one had is taken in before it is forgotten
-    found = stripe.find_customer(customer_id, customer["email"])
+    found = next(iter(find_stripe_customers(customer)), None)
     if found is None:
         name = customer["company_name"] or customer["name"]
-        wish = _digest(f"{customer['email']} {name}")
-        key = f"customer-{customer_id}-after-{known or 'none'}-{wish}-{_minute()}"
+        state = f"{known or 'none'}-{customer['updated_at'].timestamp()}"
+        key = f"customer-{customer_id}-after-{state}-{_minute()}"
         found = stripe.create_customer(customer_id, customer["email"], name, key)
     with parts().db.transaction() as cur:
-        before = customers.lock_customer(cur, customer_id)
-        after = customers.update_stripe_customer_id(cur, customer_id, found)
-        audit.record(cur, "customer.link", customer_id=customer_id, subject=found, before=before, after=after)
+        set_link(cur, hold_customer(cur, customer_id), found)
     return found
 
 
@@ -187,14 +186,17 @@ def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None
     Raises PaymentRefused with nothing changed, or Conflict for a trial, a subscription that is not
     live or the plan it has already.
     """
-    with parts().stripe.slot():
-        before = _stripe_subscription(subscription_id)
+    before = _stripe_subscription(subscription_id)
+    with _changing(subscription_id):
         price_id = _price_of(plan)
         sync_customer(before["customer_id"])
         present = _stripe_subscription(subscription_id)
         if not is_live(present):
-            ended = _has_ended(present)
-            instead = "It has ended; use checkout." if ended else "Its open invoice has to be paid first."
+            instead = "Its open invoice has to be paid first."
+            if _has_ended(present):
+                instead = "It has ended; use checkout."
+            elif present["status"] == "paused":
+                instead = "It has to be resumed at Stripe first."
             raise Conflict(f"This subscription is {present['status']}. {instead}")
         if present["plan"] != plan:
             _change(
@@ -212,7 +214,7 @@ def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
     before = _subscription(subscription_id)
     if is_local(before):
         return _cancel_trial(before)
-    with parts().stripe.slot():
+    with _changing(subscription_id):
         sync_customer(before["customer_id"])
         present = _subscription(subscription_id)
         if _has_ended(present):
@@ -256,8 +258,8 @@ def _cancel_trial(row: Row) -> dict[str, Any]:
 
 def resume(subscription_id: str) -> dict[str, Any]:
     """Withdraw a pending cancellation, of ours or of the billing portal's."""
-    with parts().stripe.slot():
-        before = _stripe_subscription(subscription_id)
+    before = _stripe_subscription(subscription_id)
+    with _changing(subscription_id):
         sync_customer(before["customer_id"])
         present = _stripe_subscription(subscription_id)
         if _has_ended(present):
@@ -343,6 +345,13 @@ def _live_subscription(customer_id: str) -> Row | None:
     return next(filter(is_live, rows), None)
 
 
+@contextmanager
+def _changing(subscription_id: str) -> Iterator[None]:
+    """One change of a subscription after the other, so that each is answered with what it made."""
+    with parts().stripe.slot(), parts().db.separate_lock(f"change {subscription_id}"):
+        yield
+
+
 def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
     """Ask Stripe for one change under a key that no earlier attempt with an outcome has used.
 
@@ -352,6 +361,11 @@ def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
     key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
     try:
         call(key)
+    except Refused as error:
+        _count_change(row)
+        raise Conflict(
+            "Stripe does not take this change in the subscription's present state. Its dashboard tells why."
+        ) from error
     except DomainError as error:
         if not isinstance(error, NoAnswer | Unavailable):
             _count_change(row)
