@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
     app = App("app", static_folder=None)
     app.extensions["parts"] = Parts(settings)
+    app.url_map.merge_slashes = False  # which redirects to whatever Host the caller names
     app.config.update(
         MAX_CONTENT_LENGTH=BODY_LIMIT,
         API_TITLE="Zemfyre billing control plane",

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,13 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigError naming the first setting that is malformed.
     """
     if environ is None:
-        environ = _dotenv() | dict(os.environ)
+        environ = _dotenv() | {name: value for name, value in os.environ.items() if value.strip()}
     env = _Reader(environ)
     port = env.integer("PORT", 3100, 1, 65535)
+    private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
+    public_key_path = env.path("LICENSE_PUBLIC_KEY_PATH", "keys/public-key.pem")
+    if private_key_path == public_key_path:
+        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {public_key_path} is LICENSE_PRIVATE_KEY_PATH too")
     return Settings(
         database_url=env.database_url("DATABASE_URL"),
         data_dir=env.path("DATA_DIR", ".data"),
@@ -81,8 +86,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         },
         stripe_api_base=env.url("STRIPE_API_BASE"),
         stripe_max_concurrency=env.integer("STRIPE_MAX_CONCURRENCY", 4, 1, 1000),
-        license_private_key_path=env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem"),
-        license_public_key_path=env.path("LICENSE_PUBLIC_KEY_PATH", "keys/public-key.pem"),
+        license_private_key_path=private_key_path,
+        license_public_key_path=public_key_path,
         license_private_key=env.text("LICENSE_PRIVATE_KEY"),
         license_private_key_command=env.text("LICENSE_PRIVATE_KEY_COMMAND"),
         license_validity_days=env.integer("LICENSE_VALIDITY_DAYS", 365, 1, 3650),
@@ -159,7 +164,7 @@ class _Reader:
     def url(self, name: str) -> str | None:
         text = self.text(name)
         if text is not None and not _is_http_url(text):
-            raise ConfigError(f"{name}: {text!r} is not an http(s) URL")
+            raise ConfigError(f"{name}: expected an http(s) URL without user, query or fragment")
         return text
 
     def database_url(self, name: str) -> str | None:
@@ -205,6 +210,7 @@ class _Reader:
 def _is_http_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        plain = not (parts.query or parts.fragment or parts.username or re.search(r"\s", text))
+        return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

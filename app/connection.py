@@ -10,9 +10,9 @@ from gunicorn.http.errors import LimitRequestHeaders
 
 LINE_LIMIT: Final = 8 * 1024
 HEAD_LIMIT: Final = 64 * 1024
-BODY_LIMIT: Final = 1024 * 1024 + HEAD_LIMIT
+KEPT_BODY_LIMIT: Final = 1024 * 1024 + HEAD_LIMIT
 """More than the application takes: it refuses what is longer by what is there."""
-CHUNKED_LIMIT: Final = 4 * BODY_LIMIT
+CHUNKED_LIMIT: Final = 4 * KEPT_BODY_LIMIT
 """The same for a body in chunks, with all that stands between them."""
 
 _FRAMING: Final = re.compile(
@@ -155,7 +155,7 @@ class Connection(socket.socket):
         self._end = body
         if coding is None and length is not None and (digits := _LENGTH.fullmatch(length)):
             announced = int(b"0" + digits[1])
-            self._end += announced if announced <= BODY_LIMIT else 0
+            self._end += announced if announced <= KEPT_BODY_LIMIT else 0
         elif coding is not None and coding.strip().lower() == b"chunked" and length is None and is_http_11:
             self._end, self._next_chunk, self._searched = None, body, 0
         expectation = fields.get(b"expect", b"").strip().lower()

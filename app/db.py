@@ -25,11 +25,12 @@ _PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOn
 _NEVER: Final = datetime(2999, 12, 31, tzinfo=UTC)
 
 
-def _in_utc(text: str | bytes | None, cur: psycopg2.extensions.cursor) -> datetime | None:
+def _in_utc(text: Any, cur: psycopg2.extensions.cursor) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(str(text)).astimezone(UTC)
+        found = datetime.fromisoformat(text)
+        return found if found.tzinfo is UTC else found.astimezone(UTC)
     except ValueError:  # an operator's 'infinity', as a time that a license and a calendar can still hold
         return _NEVER
 

@@ -43,8 +43,11 @@ def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
     if data_dir not in _started:
         if not (bin_dir() / "initdb").exists():
             raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
-        data_dir.mkdir(parents=True, exist_ok=True)
-        users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - held until this process ends
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - held until this process ends
+        except OSError as error:
+            raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
         fcntl.flock(users, fcntl.LOCK_SH)
         with _exclusively(data_dir):
             url = _ensure_running(data_dir, _SETTINGS | (extra_settings or {}))

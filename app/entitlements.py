@@ -32,6 +32,12 @@ class Entitlement:
     retention_days: int | None
     live_count: int
 
+    @property
+    def period_end(self) -> datetime | None:
+        """When what is granted is renewed, or ends; None when it has ended."""
+        ended = self.subscription is None or self.status in ENDED_STATUSES
+        return None if ended else self.subscription["current_period_ends_at"]  # type: ignore[index]
+
 
 def is_local(subscription: Row) -> bool:
     """A trial of our own, which Stripe knows nothing of."""
@@ -52,6 +58,14 @@ def status_at(subscription: Row, now: datetime) -> str:
 def is_live(subscription: Row) -> bool:
     """Stripe keeps serving it. An unknown plan is live too, it only grants nothing."""
     return not is_local(subscription) and subscription["status"] in LIVE_STATUSES
+
+
+def ends_with_period(subscription: Row) -> bool:
+    """Whether a cancellation is pending for the end of the period, which the portal says in its own way."""
+    cancel_at = subscription["cancel_at"]
+    return subscription["cancel_at_period_end"] or (
+        cancel_at is not None and cancel_at == subscription["current_period_ends_at"]
+    )
 
 
 def entitle(customer: Row, subscriptions: Sequence[Row], now: datetime) -> Entitlement:
@@ -141,8 +155,8 @@ def _lapsed_at(subscription: Row, now: datetime) -> datetime:
     lapsed: datetime | None = subscription["ended_at"]
     if lapsed is None and is_local(subscription):
         lapsed = subscription["trial_ends_at"]
-    lapsed = lapsed or subscription["current_period_starts_at"] or subscription["created_at"]
-    return min(lapsed or now, now)
+    known: datetime = lapsed or subscription["current_period_starts_at"] or subscription["created_at"]
+    return min(known, now)
 
 
 def _age(subscription: Row) -> tuple[datetime, int]:
@@ -152,12 +166,10 @@ def _age(subscription: Row) -> tuple[datetime, int]:
 def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
     """A subscription as callers see it: its row, the status of the moment, and what it alone grants."""
     granted = entitle(customer, [subscription], now)
-    period_end, cancel_at = subscription["current_period_ends_at"], subscription["cancel_at"]
     return {
         **subscription,
         "status": granted.status,
-        "cancel_at_period_end": subscription["cancel_at_period_end"]
-        or (cancel_at is not None and cancel_at == period_end),
+        "cancel_at_period_end": ends_with_period(subscription),
         "device_limit": granted.device_limit,
         "features": granted.plan.features(granted.device_limit, granted.retention_days),
         "limits": granted.plan.limits(),

@@ -10,17 +10,17 @@ from functools import wraps
 from typing import Any, Final
 
 from flask import Response, g, make_response, request
+from werkzeug.exceptions import HTTPException
 
 from app.db import Row
-from app.errors import BadRequest, Conflict, DomainError, Invalid, error_response
+from app.errors import BadRequest, Conflict, DomainError, Invalid, error_response, http_error
 from app.http import parse_json, read_body
 from app.parts import now, parts
 from app.queries import idempotency
 
 STALE_AFTER: Final = timedelta(minutes=2)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_KEPT_REFUSALS: Final = frozenset({402, 403, 404, 409})
-"""What the state of things refused. A body that was wrong may be sent again, put right."""
+_PASSING: Final = frozenset({401, 429})
 
 View = Callable[..., Any]
 
@@ -44,7 +44,7 @@ def idempotent(view: View) -> View:
                 response = make_response(view(*args, **kwargs))
                 _keep(slot, body_hash, response)
                 return response
-        except DomainError as error:
+        except (DomainError, HTTPException) as error:
             return _refused(slot, body_hash, error)
 
     wrapper.takes_idempotency_key = True  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def idempotent_beyond(view: View) -> View:
             response = make_response(view(*args, **kwargs))
             _keep(slot, body_hash, response)
             return response
-        except DomainError as error:
+        except (DomainError, HTTPException) as error:
             return _refused(slot, body_hash, error)
         finally:
             with parts().db.transaction() as cur:
@@ -126,9 +126,13 @@ def _keep(slot: dict[str, str], body_hash: str, response: Response) -> None:
         idempotency.delete_old_answers(cur)
 
 
-def _refused(slot: dict[str, str], body_hash: str, error: DomainError) -> Response:
-    if error.code not in _KEPT_REFUSALS or isinstance(error, _Running):
+def _refused(slot: dict[str, str], body_hash: str, error: DomainError | HTTPException) -> Response:
+    code = error.code or 500
+    if code >= 500 or code in _PASSING or isinstance(error, _Running):
         raise error
-    response = error_response(error.code, error.message, error.errors, error.headers)
+    if isinstance(error, HTTPException):
+        response = http_error(error)
+    else:
+        response = error_response(code, error.message, error.errors, error.headers)
     _keep(slot, body_hash, response)
     return response

@@ -24,6 +24,10 @@ _CREATE_TABLE: Final = """
 """
 
 
+class Newer(Conflict):
+    """The database was migrated for a later version, which this one still serves beside."""
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One file of `sql/`; `applied_at` is None while it is pending."""
@@ -89,7 +93,7 @@ def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
         applied_at = record["applied_at"] if record else None
         migrations.append(Migration(path.stem, checksum, script, applied_at))
     if records:
-        raise Conflict(
+        raise Newer(
             f"The database has migrations that sql/ lacks: {', '.join(sorted(records))}. "
             "Deploy the version that brought them, or a newer one."
         )

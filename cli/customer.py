@@ -6,6 +6,7 @@ import click
 
 from app.db import Row
 from app.entitlements import describe_customer, entitle, is_live
+from app.errors import Conflict
 from app.parts import now, parts
 from app.plans import PAID_PLANS, PLANS
 from app.queries import customers as customer_rows
@@ -13,7 +14,12 @@ from app.queries import events as event_rows
 from app.queries import licenses as license_rows
 from app.queries import subscriptions as subscription_rows
 from app.schemas.customers import CustomerSchema, NewCustomer, NewCustomerAnswer
-from app.schemas.subscriptions import CheckoutAnswer, LicensedSubscriptionAnswer, SubscriptionAnswer
+from app.schemas.subscriptions import (
+    CheckoutAnswer,
+    CheckoutWish,
+    LicensedSubscriptionAnswer,
+    SubscriptionAnswer,
+)
 from app.services import customers, subscriptions
 from cli.output import (
     SHORT_RULE,
@@ -107,7 +113,6 @@ def show(customer_id: str, to_json: bool) -> None:
         echo_json(CustomerSchema().dump(found))
         return
     granted = entitle(row, rows, now())
-    period_end = granted.subscription["current_period_ends_at"] if granted.subscription else None
     click.echo("Customer Details:")
     click.echo(SHORT_RULE)
     _echo_identity(found)
@@ -119,11 +124,11 @@ def show(customer_id: str, to_json: bool) -> None:
             "Plan": granted.plan.name.upper(),
             "Status": granted.status.upper(),
             "Device Limit": or_unlimited(granted.device_limit),
-            "Renewal Date": local_time(period_end),
+            "Renewal Date": local_time(granted.period_end),
         }
     )
     if found["subscription"] and found["subscription"]["cancel_at_period_end"]:
-        echo_fields({"Ends": local_time(period_end)})
+        echo_fields({"Ends": local_time(granted.period_end)})
     click.echo(SHORT_RULE)
     _warn(found, granted.live_count)
 
@@ -140,8 +145,13 @@ def upgrade(customer_id: str, plan: str, promo_code: str | None, to_json: bool) 
     Example:
       flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20
     """
+    promo_code = load(CheckoutWish(only=("promoCode",)), promoCode=promo_code)["promo_code"]
     present = customers.describe_one(customer_id)["subscription"]
     if present and is_live(present):
+        if promo_code:
+            raise Conflict(
+                "A promotion code is for a checkout. What is live is changed at once: leave it out."
+            )
         _change_plan(present, plan, to_json)
         return
     session = subscriptions.start_checkout(customer_id, plan, promo_code=promo_code)
@@ -343,7 +353,9 @@ def erase(customer_id: str, yes: bool, to_json: bool) -> None:
     Example:
       flask customer erase --id cust_abc123 --yes
     """
-    if not yes and sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("This cannot be undone. Give --yes where nobody can be asked.")
+    if not yes:
         click.confirm("This cannot be undone. Erase?", abort=True, err=True)
     customers.erase_customer(customer_id)
     if to_json:

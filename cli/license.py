@@ -73,7 +73,7 @@ def history(customer_id: str, to_json: bool) -> None:
     """
     get_customer(customer_id)
     with parts().db.statement() as cur:
-        rows = license_rows.select_license_history(cur, customer_id, limit=None)
+        rows = license_rows.select_license_history(cur, customer_id)
     names = (
         "jti",
         "kid",

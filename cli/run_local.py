@@ -93,9 +93,10 @@ def _check_port(setting: str, port: int) -> None:
         try:
             probe.bind(("" if setting == "PORT" else "127.0.0.1", port))
         except OSError as error:
+            other = "PORT=3101 make run" if setting == "PORT" else "change it in .env"
             raise ConfigError(
                 f"{setting}: port {port} cannot be used ({error.strerror}). Does this run already? "
-                "Another port: PORT=3101 make run"
+                f"Another port: {other}"
             ) from None
 
 

@@ -6,6 +6,7 @@ import click
 
 from app.parts import parts
 from app.queries import events as event_rows
+from app.schemas.webhooks import EndpointWish
 from app.services import stripe_sync
 from app.services.stripe_setup import set_up
 from cli.output import (
@@ -15,6 +16,7 @@ from cli.output import (
     echo_rows_json,
     echo_table,
     hint,
+    load,
     local_time,
 )
 
@@ -32,7 +34,7 @@ def setup(webhook_url: str | None, to_json: bool) -> None:
     Example:
       flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
     """
-    lines, notes = set_up(webhook_url)
+    lines, notes = set_up(load(EndpointWish(), url=webhook_url)["url"])
     for note in notes:
         hint(note)
     if to_json:

@@ -89,13 +89,12 @@ def _show_one(customer_id: str, days: int, to_json: bool, to_csv: bool) -> None:
     click.echo(DOUBLE_RULE)
     click.echo("\nSubscription Information:")
     click.echo(RULE)
-    renewal = granted.subscription["current_period_ends_at"] if granted.subscription else None
     echo_fields(
         {
             "Plan": granted.plan.name.upper(),
             "Status": granted.status.upper(),
             "Device Limit": or_unlimited(limit),
-            "Renewal Date": local_time(renewal),
+            "Renewal Date": local_time(granted.period_end),
         }
     )
     click.echo(RULE)
@@ -161,11 +160,12 @@ def _echo_chart(customer_id: str, days: int, limit: int | None) -> None:
     if not rows:
         return
     active: dict[date, int] = {row["day"]: row["active"] for row in rows}
-    top = max(*active.values(), limit or 0, 1)
+    first = max(min(active), max(active) - timedelta(days=CHART_DAYS - 1))
+    top = max(limit or 0, 1, *(active[day] for day in active if day >= first))
     mark = None if limit is None else round(limit / top * CHART_WIDTH)
-    click.echo(f"\nActive Devices per Day (limit {or_unlimited(limit)}):")
+    newest = "" if first == min(active) else f", newest {CHART_DAYS}"
+    click.echo(f"\nActive Devices per Day (limit {or_unlimited(limit)}{newest}):")
     click.echo(RULE)
-    first = max(min(active), now().date() - timedelta(days=CHART_DAYS - 1))
     for offset in range((max(active) - first).days + 1):
         day = first + timedelta(days=offset)
         bar = list(("█" * round(active.get(day, 0) / top * CHART_WIDTH)).ljust(CHART_WIDTH + 1))

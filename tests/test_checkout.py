@@ -446,6 +446,11 @@ def test_the_success_page_while_stripe_is_down(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
+def test_the_success_page_without_stripe_says_when_to_come_back(client: Any) -> None:
+    answer = client.get("/checkout/success?session_id=cs_test_a")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
 def test_the_cancel_page_changes_nothing(shop: Shop) -> None:
     customer_id = shop.customer()
     shop.checkout(customer_id)

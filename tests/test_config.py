@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import config, embedded
 from app.config import ConfigError, load_settings
 
 
@@ -23,6 +24,11 @@ from app.config import ConfigError, load_settings
         ("PORT", "65536"),
         ("TRIAL_DAYS", "0"),
         ("BASE_URL", "ftp://h"),
+        ("BASE_URL", "https://h/base?x=1"),
+        ("BASE_URL", "https://h/#f"),
+        ("BASE_URL", "https://u:hunter2@h"),  # pragma: allowlist secret
+        ("STRIPE_API_BASE", "https://a b"),
+        ("LICENSE_PUBLIC_KEY_PATH", "keys/private-key.pem"),
     ],
 )
 def test_a_malformed_setting_is_named(name: str, value: str) -> None:
@@ -43,6 +49,23 @@ def test_a_malformed_setting_is_named(name: str, value: str) -> None:
 )
 def test_any_url_of_libpq_is_taken(url: str) -> None:
     assert load_settings({"DATABASE_URL": url}).database_url == url
+
+
+def test_what_is_empty_in_the_environment_is_as_in_dotenv(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("ADMIN_API_KEY=of-the-file\nPORT=3200\n")  # pragma: allowlist secret
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setenv("ADMIN_API_KEY", "")
+    monkeypatch.setenv("PORT", "3300")
+    settings = load_settings()
+    assert (settings.admin_api_keys, settings.port) == (("of-the-file",), 3300)
+
+
+def test_a_folder_for_data_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^DATA_DIR: .*/file/data: Not a directory$"):
+        embedded.start(tmp_path / "file" / "data")
 
 
 def test_a_dotenv_that_is_no_text_is_one_line(copy_of_service: Path) -> None:

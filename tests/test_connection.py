@@ -12,7 +12,7 @@ from gunicorn.http.errors import LimitRequestHeaders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.connection import BODY_LIMIT, CHUNKED_LIMIT, HEAD_LIMIT, LINE_LIMIT, Connection
+from app.connection import CHUNKED_LIMIT, HEAD_LIMIT, KEPT_BODY_LIMIT, LINE_LIMIT, Connection
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: x\r\n"
@@ -38,7 +38,7 @@ REFUSED = [
     b"\x16\x03\x01\x02\x00\x01\n",
     POST + b"Content-Length: five\r\n\r\n",
     POST + b"Content-Length: 99999999\r\n\r\n",
-    POST + b"Content-Length: %d\r\n\r\n" % (BODY_LIMIT + 1),
+    POST + b"Content-Length: %d\r\n\r\n" % (KEPT_BODY_LIMIT + 1),
     CHUNKED + b"five\r\n",
     CHUNKED + b"123456789\r\n",
     CHUNKED + b"\r\n",
@@ -145,13 +145,13 @@ def test_a_body_in_chunks_without_end_is_cut_off(pair: Pair) -> None:
         sent += 0x1000
     assert sent < CHUNKED_LIMIT
     body = next(pair.parser).body
-    assert len(body.read(BODY_LIMIT)) == BODY_LIMIT
+    assert len(body.read(KEPT_BODY_LIMIT)) == KEPT_BODY_LIMIT
     with pytest.raises(ConnectionResetError):
         body.read()
     assert pair.server.is_broken
 
 
-@pytest.mark.parametrize("length", [BODY_LIMIT + 1, 99999999, 10**30])
+@pytest.mark.parametrize("length", [KEPT_BODY_LIMIT + 1, 99999999, 10**30])
 def test_what_follows_a_body_that_is_too_long_to_wait_for_is_no_request(pair: Pair, length: int) -> None:
     """The parser, which reads on to the body's end, meets an error and nothing that looks like an end."""
     assert pair.arrives(POST + b"Content-Length: %d\r\n\r\n" % length)

@@ -410,6 +410,37 @@ def test_what_is_no_text_is_no_license(app):
     assert (done.exit_code, done.stdout) == (1, "❌ MALFORMED\n")
 
 
+def test_nobody_is_erased_unasked(console, client):
+    made = make_customer(client)
+    done = console("customer", "erase", "--id", made["customerId"])
+    assert (done.exit_code, done.stdout, "--yes" in done.stderr) == (2, "", True)
+    assert client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).status_code == 200
+
+
+def test_the_chart_of_a_long_window(console, client, sql):
+    made = make_customer(client, plan="professional")
+    for days, active in ((1, 10), (34, 50)):
+        body = report_body(made["customerId"], active, 50, timestamp=ago(days=days))
+        assert client.post("/api/usage/report", json=body, headers=ADMIN).status_code == 201
+    show = ("usage", "show", "--customer", made["customerId"], "--days")
+    chart = console(*show, "40").stdout.partition("Active Devices per Day")[2].splitlines()
+    assert chart[0] == " (limit 50, newest 31):"
+    assert [line.split()[-1] for line in chart if "█" in line] == ["10"]
+    assert console(*show, "30").stdout.count("█") == 8
+    sql("DELETE FROM usage_reports WHERE active_devices = 10")
+    chart = console(*show, "40").stdout.partition("Active Devices per Day")[2]
+    assert chart.startswith(" (limit 50):")
+    assert chart.count("█") == 40
+
+
+def test_what_has_ended_is_not_renewed(console, client):
+    made = make_customer(client)
+    path = f"/api/subscriptions/{made['subscription']['subscriptionId']}/cancel"
+    assert client.post(path, headers=ADMIN).status_code == 200
+    for args in (("customer", "show", "--id"), ("usage", "show", "--customer")):
+        assert re.search(r"^Renewal Date: +-$", console(*args, made["customerId"]).stdout, re.MULTILINE)
+
+
 def test_machines_are_told_of_an_erasure(console, client):
     made = make_customer(client)
     done = console("customer", "erase", "--id", made["customerId"], "--yes", "--json")

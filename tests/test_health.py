@@ -30,7 +30,7 @@ def test_ready(client):
 
 def failing(make_app, **settings: str) -> dict[str, str]:
     answer = make_app(**settings).test_client().get("/health/ready")
-    assert answer.status_code == 503
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     assert answer.json["status"] == "unavailable"
     assert "hunter2" not in answer.text
     return dict(answer.json["failing"])
@@ -52,6 +52,12 @@ def test_what_a_pending_migration_would_bring_is_503(client, sql):
     answer = client.get(f"/api/customers/{made['customerId']}", headers=ADMIN)
     assert answer.status_code == 503
     assert "flask db migrate" in answer.json["message"]
+
+
+def test_ready_beside_a_later_version(client, sql, console):
+    sql("INSERT INTO schema_migrations (name, checksum) VALUES ('9999_later', REPEAT('0', 64))")
+    assert client.get("/health/ready").status_code == 200
+    assert console("db", "migrate").exit_code == 1
 
 
 def test_not_ready_names_an_edited_migration(make_app, sql):

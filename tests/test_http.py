@@ -115,6 +115,12 @@ def test_times_are_utc_with_z(client):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", made["createdAt"])
 
 
+@pytest.mark.parametrize("path", ["/api//customers", "//api/customers", "/health//ready", "/docs//"])
+def test_no_caller_is_sent_elsewhere(client, path: str):
+    answer = client.get(path, headers=ADMIN | {"Host": "evil.example"})
+    assert (answer.status_code, answer.headers.get("Location")) == (404, None)
+
+
 class TestIdempotencyKey:
     def create(self, client, key: str, **fields):
         body = {"email": "ada@example.com"} | fields
@@ -150,8 +156,20 @@ class TestIdempotencyKey:
         assert self.create(client, "k1").status_code == 409
         assert self.create(client, "k2").status_code == 201
 
-    def test_a_wrong_body_may_be_put_right(self, client):
-        assert self.create(client, "k1", plan="nonsense").status_code == 422
+    def test_a_wrong_body_is_answered_the_same_again(self, client, sql):
+        first = self.create(client, "k1", plan="nonsense")
+        again = self.create(client, "k1", plan="nonsense")
+        assert (first.status_code, again.status_code, again.json) == (422, 422, first.json)
+        put_right = self.create(client, "k1")
+        assert (put_right.status_code, "headers" in put_right.json["errors"]) == (422, True)
+        assert sql("SELECT 1 FROM customers") == []
+        assert self.create(client, "k2").status_code == 201
+
+    def test_who_was_not_let_in_has_used_up_no_key(self, client):
+        headers = bearer("guess") | {"Idempotency-Key": "k1"}
+        assert (
+            client.post("/api/customers", json={"email": "a@example.com"}, headers=headers).status_code == 401
+        )
         assert self.create(client, "k1").status_code == 201
 
     def test_it_belongs_to_its_route(self, client):

@@ -255,8 +255,8 @@ class TestErase:
         logging.getLogger().addHandler(caplog.handler)
         caplog.set_level(logging.DEBUG)
         customer_id = make_customer(app.test_client(), **PERSON)["customerId"]
-        for command in ("show", "explain", "export", "erase"):
-            done = app.test_cli_runner().invoke(args=["customer", command, "--id", customer_id])
+        for command in (["show"], ["explain"], ["export"], ["erase", "--yes"]):
+            done = app.test_cli_runner().invoke(args=["customer", *command, "--id", customer_id])
             assert done.exit_code == 0, done.output
         lines = json.dumps([record.__dict__ for record in caplog.records], default=str)
         assert len(lines) > 100

@@ -285,6 +285,22 @@ def test_deactivate_looks_at_stripe_first(shop: Shop, console: Callable[..., Any
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
 
 
+def test_a_promotion_code_is_not_dropped_in_silence(shop: Shop, console: Callable[..., Any]) -> None:
+    customer_id, _ = shop.subscribe("starter")
+    wish = ("customer", "upgrade", "--id", customer_id, "--plan", "professional", "--promo-code")
+    refused = console(*wish, "LAUNCH20")
+    assert (refused.exit_code, refused.stdout, "promotion code" in refused.stderr) == (1, "", True)
+    assert console(*wish, "").exit_code == 2
+    assert len(shop.charges()) == 1
+
+
+@pytest.mark.parametrize("wish", [0, 1, "true", None])
+def test_an_end_that_may_be_meant_later_is_not_made_now(shop: Shop, wish: Any) -> None:
+    customer_id, subscription_id = shop.subscribe("starter")
+    assert shop.act(subscription_id, "cancel", {"atPeriodEnd": wish}).status_code == 422
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
 def test_upgrade_on_the_console_changes_what_is_live(shop: Shop, console: Callable[..., Any]) -> None:
     customer_id, subscription_id = shop.subscribe("starter")
     result = console("customer", "upgrade", "--id", customer_id, "--plan", "professional")

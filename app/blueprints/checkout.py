@@ -16,7 +16,7 @@ _SESSION_ID = re.compile(r"cs_[A-Za-z0-9_]{1,250}", re.ASCII)
 
 @blp.get("/success")
 @public
-def success() -> tuple[str, int]:
+def success() -> tuple[str, int] | tuple[str, int, dict[str, str]]:
     """Sync the session's subscription at once, so that its license is right before the webhook comes."""
     session_id = request.args.get("session_id", "")
     if not _SESSION_ID.fullmatch(session_id):
@@ -26,7 +26,7 @@ def success() -> tuple[str, int]:
         subscription = complete_checkout(session_id)
     except DomainError as error:
         # The payment is safe with Stripe, and the webhook will bring it; the browser need not fear.
-        return render_template("checkout.html", state="pending"), error.code
+        return render_template("checkout.html", state="pending"), error.code, error.headers
     if subscription is None:
         return render_template("checkout.html", state="unknown"), 404
     if subscription["status"] not in LIVE_STATUSES:

@@ -17,12 +17,12 @@ def alive() -> Response:
 
 @blp.get("/health/ready")
 @unlimited
-def ready() -> tuple[Response, int]:
+def ready() -> tuple[Response, int, dict[str, str]]:
     """200 when requests can be served, else 503 with what fails."""
     failing = failing_parts()
     if failing:
-        return jsonify(status="unavailable", failing=failing), 503
-    return jsonify(status="ready", failing={}), 200
+        return jsonify(status="unavailable", failing=failing), 503, {"Retry-After": "5"}
+    return jsonify(status="ready", failing={}), 200, {}
 
 
 @blp.get("/metrics")

@@ -133,15 +133,14 @@ def update_revocation(
     )
 
 
-def erase_customer(cur: Cursor, customer_id: str, erased_at: datetime) -> Row:
+def erase_customer(cur: Cursor, customer_id: str, erased_at: datetime) -> None:
     """Clear every personal field; the row stays for the figures that hang on it."""
-    return cur.the(
-        f"""
+    cur.execute(
+        """
         UPDATE customers
            SET email = NULL, name = NULL, company_name = NULL, stripe_customer_id = NULL,
                revoke_reason = NULL, erased_at = %(erased_at)s, updated_at = CURRENT_TIMESTAMP
          WHERE customer_id = %(customer_id)s
-     RETURNING {COLUMNS}
         """,
         {"customer_id": customer_id, "erased_at": erased_at},
     )

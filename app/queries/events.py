@@ -1,6 +1,5 @@
 """Stripe's events and what became of them: one function, one statement."""
 
-from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
@@ -38,12 +37,7 @@ def upsert_event(cur: Cursor, event: dict[str, Any]) -> Row:
 
 
 def select_events(
-    cur: Cursor,
-    *,
-    limit: int | None,
-    failed: bool = False,
-    customer_id: str | None = None,
-    since: datetime | None = None,
+    cur: Cursor, *, limit: int | None, failed: bool = False, customer_id: str | None = None
 ) -> list[Row]:
     """Events, newest first."""
     return cur.all(
@@ -52,11 +46,10 @@ def select_events(
           FROM stripe_events
          WHERE (NOT %(failed)s OR outcome = 'failed')
            AND (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
-           AND (%(since)s::TIMESTAMPTZ IS NULL OR received_at >= %(since)s)
          ORDER BY received_at DESC, event_id DESC
          LIMIT %(limit)s
         """,
-        {"limit": limit, "failed": failed, "customer_id": customer_id, "since": since},
+        {"limit": limit, "failed": failed, "customer_id": customer_id},
     )
 
 

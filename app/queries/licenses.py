@@ -119,20 +119,16 @@ def select_license_state(cur: Cursor, jti: str) -> Row | None:
     )
 
 
-def select_license_history(
-    cur: Cursor, customer_id: str, *, limit: int | None, before: int | None = None
-) -> list[Row]:
+def select_license_history(cur: Cursor, customer_id: str) -> list[Row]:
     """Every license of a customer, newest first."""
     return cur.all(
         f"""
         SELECT {COLUMNS}
           FROM licenses
          WHERE customer_id = %(customer_id)s
-           AND (%(before)s::BIGINT IS NULL OR id < %(before)s)
          ORDER BY id DESC
-         LIMIT %(limit)s
         """,
-        {"customer_id": customer_id, "limit": limit, "before": before},
+        {"customer_id": customer_id},
     )
 
 
@@ -186,7 +182,7 @@ def select_license_keys(cur: Cursor, now: datetime) -> list[Row]:
     """Every key on record, newest first, with how many of its licenses are live."""
     return cur.all(
         """
-        SELECT key.kid, key.public_key, key.created_at, key.removed_at,
+        SELECT key.kid, key.created_at, key.removed_at,
                COUNT(license.id) AS live_tokens, MAX(license.expires_at) AS last_expires_at
           FROM license_keys AS key
           LEFT JOIN licenses AS license

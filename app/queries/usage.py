@@ -204,9 +204,9 @@ def select_usage_standings(cur: Cursor, customer_ids: Sequence[str], since: date
     """
     return cur.all(
         """
-        SELECT customer.customer_id, current.jti::TEXT AS current_jti, current.device_limit,
-               current.renews_at, current.recheck, COALESCE(usage_levels.level, 0) AS level,
-               usage_levels.device_limit AS level_limit, COALESCE(used.active, 0) AS active, used.instances
+        SELECT customer.customer_id, current.device_limit, current.renews_at, current.recheck,
+               COALESCE(usage_levels.level, 0) AS level, usage_levels.device_limit AS level_limit,
+               COALESCE(used.active, 0) AS active, used.instances
           FROM customers AS customer
           LEFT JOIN licenses AS current
             ON current.customer_id = customer.customer_id

@@ -10,7 +10,12 @@ from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC3339: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
+)
+_SNAKE: Final = re.compile(r"[a-z]+(_[a-z]+)+", re.ASCII)
+# What turns the text around it, or a line into two, wherever it is shown.
+_DECEIVING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
 class InputSchema(Schema):
@@ -35,7 +40,7 @@ class InputSchema(Schema):
             return data
         spelled: dict[str, Any] = {}
         for given, value in self.reshape(data).items():
-            name = self.aliases.get(given) or (camel_case(given) if "_" in given else given)
+            name = self.aliases.get(given) or (camel_case(given) if _SNAKE.fullmatch(given) else given)
             if name not in self.fields:
                 name = given
             if name in spelled:
@@ -52,8 +57,10 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = str(super()._deserialize(value, attr, data, **kwargs)).strip()
-        if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text):
             raise ValidationError("Contains characters that cannot be stored.")
+        if not _DECEIVING.isdisjoint(text):
+            raise ValidationError("Contains characters that turn text around.")
         return text
 
 
@@ -69,7 +76,10 @@ class Address(Text):
         text = super()._deserialize(value, attr, data, **kwargs)
         if text != value or not text.isascii():
             raise ValidationError("Not a valid email address.")
-        return self._email(text)
+        local, _, domain = self._email(text).rpartition("@")
+        if "." not in domain or domain.startswith("[") or len(local) > 64:
+            raise ValidationError("Not a valid email address.")
+        return text
 
 
 class Url(Text):
@@ -93,6 +103,15 @@ class Url(Text):
         ):
             raise ValidationError("Not a valid http(s) URL.")
         return text
+
+
+class Flag(fields.Boolean):
+    """`true` or `false`, and nothing that may be meant as one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
 
 
 class Instant(fields.DateTime):

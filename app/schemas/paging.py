@@ -69,17 +69,26 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MAX_ID
 
 
+class Digits(fields.Integer):
+    """A number in a query: what `int` takes beyond digits (`1_0`, `+5`, other scripts) is refused."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if not (value.isascii() and value.removeprefix("-").isdigit()):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class PageQuery(InputSchema):
     """`limit` and `cursor` of every list."""
 
-    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    limit = Digits(load_default=50, validate=validate.Range(1, 200))
     cursor = IdCursor(load_default=no_default, metadata={"type": "string"})
 
 
 class DaysQuery(PageQuery):
     """The same with the window."""
 
-    days = fields.Integer(load_default=7, validate=validate.Range(1, 400))
+    days = Digits(load_default=7, validate=validate.Range(1, 400))
 
 
 class ReportsQuery(DaysQuery):

@@ -3,7 +3,7 @@
 from marshmallow import fields, validate
 
 from app.plans import PAID_PLANS
-from app.schemas.base import CamelSchema, InputSchema, Instant, Text, Url
+from app.schemas.base import CamelSchema, Flag, InputSchema, Instant, Text, Url
 
 # Anchored in a way that Python and the readers of the OpenAPI document (ECMA 262) take alike.
 CUSTOMER_ID = validate.Regexp(r"^[A-Za-z0-9_]{1,255}(?![\s\S])", error="Not a customer id.")
@@ -37,7 +37,7 @@ class UpgradeWish(InputSchema):
 class CancelWish(InputSchema):
     body_optional = True
 
-    atPeriodEnd = fields.Boolean(attribute="at_period_end", load_default=False, truthy={True}, falsy={False})
+    atPeriodEnd = Flag(attribute="at_period_end", load_default=False)
 
 
 class NoWish(InputSchema):

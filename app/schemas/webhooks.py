@@ -1,8 +1,12 @@
-"""What Stripe is answered."""
+"""Webhooks: the endpoint to set up, and what Stripe is answered."""
 
 from marshmallow import fields
 
-from app.schemas.base import CamelSchema
+from app.schemas.base import CamelSchema, InputSchema, Url
+
+
+class EndpointWish(InputSchema):
+    url = Url(allow_none=True, load_default=None)
 
 
 class WebhookAnswer(CamelSchema):

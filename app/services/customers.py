@@ -5,7 +5,7 @@ import hmac
 import secrets
 import string
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from psycopg2.errors import UniqueViolation
@@ -59,11 +59,7 @@ def create_customer(
 def start_trial(cur: Cursor, customer: Row, plan: str, days: int) -> Row:
     """End whatever trial there is and begin one of `plan`, inside the caller's transaction."""
     at, customer_id = now().replace(microsecond=0), customer["customer_id"]
-    for ended in subscriptions.end_trials(cur, customer_id, at):
-        audit.record(
-            cur, "subscription.end", customer_id=customer_id, subject=ended["subscription_id"],
-            before={"status": "trialing"}, after={"status": "canceled"},
-        )  # fmt: skip
+    end_trials(cur, customer_id, at)
     started = subscriptions.insert_trial(
         cur,
         subscription_id=new_id("trial_"),
@@ -79,6 +75,15 @@ def start_trial(cur: Cursor, customer: Row, plan: str, days: int) -> Row:
         subject=started["subscription_id"], after=started,
     )  # fmt: skip
     return started
+
+
+def end_trials(cur: Cursor, customer_id: str, at: datetime) -> None:
+    """End whatever trial of ours is running."""
+    for ended in subscriptions.end_trials(cur, customer_id, at):
+        audit.record(
+            cur, "subscription.end", customer_id=customer_id, subject=ended["subscription_id"],
+            before={"status": "trialing"}, after={"status": "canceled"},
+        )  # fmt: skip
 
 
 def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def export_customer(customer_id: str) -> dict[str, Any]:
         return {
             "customer": customer,
             "subscriptions": subscriptions.select_subscriptions(cur, [customer_id]),
-            "licenses": licenses.select_license_history(cur, customer_id, limit=None),
+            "licenses": licenses.select_license_history(cur, customer_id),
             "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
             "instances": usage.select_instances_of(cur, customer_id),
             "usageAlerts": usage.select_usage_alerts(cur, customer_id=customer_id, since=None),

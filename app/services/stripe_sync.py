@@ -13,7 +13,7 @@ from app.observe import WEBHOOK_LAG, WEBHOOKS
 from app.parts import now, parts, set_actor
 from app.queries import customers, events, subscriptions
 from app.services import audit
-from app.services.customers import get_customer
+from app.services.customers import end_trials, get_customer
 from app.services.licenses import issue_license
 from app.stripe_gateway import WEBHOOK_EVENTS
 
@@ -123,12 +123,7 @@ def _store(
         )  # fmt: skip
         _report_oddities(stored)
     if any(row["paid"] for row in fetched):
-        # The first payment ends a trial of ours for good.
-        for ended in subscriptions.end_trials(cur, customer_id, now()):
-            audit.record(
-                cur, "subscription.end", customer_id=customer_id, subject=ended["subscription_id"],
-                before={"status": "trialing"}, after={"status": "canceled"},
-            )  # fmt: skip
+        end_trials(cur, customer_id, now())  # the first payment ends them for good
     if forget_link:
         set_link(cur, customer, None)
     live = [row for row in subscriptions.select_subscriptions(cur, [customer_id]) if is_live(row)]

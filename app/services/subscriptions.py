@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from app.db import Row
-from app.entitlements import ENDED_STATUSES, describe, entitle, is_live, is_local, status_at
+from app.entitlements import ENDED_STATUSES, describe, ends_with_period, entitle, is_live, is_local, status_at
 from app.errors import (
     Conflict,
     DomainError,
@@ -36,7 +36,8 @@ def create_trial(customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
     """
     with parts().db.transaction() as cur:
         customer = hold_customer(cur, customer_id)
-        _refuse_if_revoked(customer)
+        if customer["revoked_at"]:
+            raise Forbidden("This customer's licenses are revoked. Reinstate them first.")
         rows = subscriptions.select_subscriptions(cur, [customer_id])
         if any(row["paid"] or is_live(row) for row in rows):
             raise Conflict("This customer has had a paid subscription. Use checkout.")
@@ -222,20 +223,13 @@ def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
                 raise Conflict("This subscription has ended already.")
         elif not at_period_end:
             _change(present, "cancel-now", lambda key: parts().stripe.cancel(subscription_id, key))
-        elif not _is_pending(present):
+        elif not ends_with_period(present):
             _change(
                 present,
                 "cancel-later",
                 lambda key: parts().stripe.cancel_at_period_end(subscription_id, key),
             )
         return _after_change(subscription_id)[0]
-
-
-def _is_pending(row: Row) -> bool:
-    """Whether a cancellation is, at the end of this period."""
-    return row["cancel_at_period_end"] or (
-        row["cancel_at"] is not None and row["cancel_at"] == row["current_period_ends_at"]
-    )
 
 
 def _cancel_trial(row: Row) -> dict[str, Any]:
@@ -389,8 +383,3 @@ def _after_change(subscription_id: str) -> tuple[dict[str, Any], Row | None]:
             raise NotFound(f"There is no customer {customer_id}.")
         license_row = None if customer["revoked_at"] else issue_license(cur, customer)
         return describe(customer, _subscription(subscription_id), now()), license_row
-
-
-def _refuse_if_revoked(customer: Row) -> None:
-    if customer["revoked_at"]:
-        raise Forbidden("This customer's licenses are revoked. Reinstate them first.")
