@@ -5,6 +5,7 @@ import getpass
 import io
 import json
 import logging
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -127,14 +128,13 @@ def echo_table(
 ) -> None:
     """A ruled table; `right` names the columns that are aligned to the right, the last one is not padded."""
 
+    def padded(name: str, width: int, cell: Any) -> str:
+        text = "-" if cell is None else str(cell)
+        fill = " " * (width - _width(text))
+        return fill + text if name in right else text + fill
+
     def line(cells: Sequence[Any]) -> str:
-        padded = [
-            f"{'-' if cell is None else cell!s:>{width}}"
-            if name in right
-            else f"{'-' if cell is None else cell!s:<{width}}"
-            for (name, width), cell in zip(columns, cells, strict=True)
-        ]
-        return " | ".join(padded).rstrip()
+        return " | ".join(padded(*column, cell) for column, cell in zip(columns, cells, strict=True)).rstrip()
 
     click.echo(RULE)
     click.echo(line([name for name, _ in columns]))
@@ -164,6 +164,13 @@ def percent(ratio: float | None) -> str | None:
 
 def or_unlimited(figure: int | None, unit: str = "") -> str:
     return "Unlimited" if figure is None else f"{figure}{unit}"
+
+
+def _width(text: str) -> int:
+    """How many places of a terminal it takes: East Asian characters two, combining ones none."""
+    return sum(
+        2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char) for char in text
+    )
 
 
 def _cell(value: Any) -> Any:

@@ -131,6 +131,14 @@ ID                    | Email                        | Name                  | C
     assert [row["customer_id"] for row in rows] == [first["customerId"], second["customerId"]]
 
 
+def test_columns_stay_in_line_whatever_the_names_are(console, client):
+    for name in ("Ada", "東京電力", "Zoe\u0308"):
+        make_customer(client, name=name, companyName="Corp")
+    lines = [line for line in console("customer", "list").stdout.splitlines() if line.endswith("| Corp")]
+    places = [sum(2 if ord(char) > 0x2E80 else char != "\u0308" for char in line) for line in lines]
+    assert (len(lines), len(set(places))) == (3, 1)
+
+
 def test_csv_holds_no_formula(console, client):
     make_customer(client, name='=HYPERLINK("x")')
     [row] = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
