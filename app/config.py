@@ -65,7 +65,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises ConfigError naming the first setting that is malformed.
     """
     if environ is None:
-        environ = _dotenv() | {name: value for name, value in os.environ.items() if value.strip()}
+        environ = _dotenv() | dict(os.environ)
     env = _Reader(environ)
     port = env.integer("PORT", 3100, 1, 65535)
     private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
@@ -181,7 +181,8 @@ class _Reader:
     def rate(self, name: str, default: str) -> str:
         text = self.text(name) or default
         count, _, period = text.partition("/")
-        if not (count.isascii() and count.isdigit() and int(count[:9])) or period not in (
+        is_count = count.isascii() and count.isdigit() and len(count) <= 9 and int(count) > 0
+        if not is_count or period not in (
             "second",
             "minute",
             "hour",
@@ -210,7 +211,7 @@ class _Reader:
 def _is_http_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        plain = not (parts.query or parts.fragment or parts.username or re.search(r"\s", text))
+        plain = "@" not in parts.netloc and not re.search(r"[\s?#]", text)
         return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Connection gone, server starting or stopping, disk full, a replica that cannot write: all pass.
 _PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
+_EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime(2999, 12, 31, tzinfo=UTC)
 
 
@@ -32,7 +33,7 @@ def _in_utc(text: Any, cur: psycopg2.extensions.cursor) -> datetime | None:
         found = datetime.fromisoformat(text)
         return found if found.tzinfo is UTC else found.astimezone(UTC)
     except ValueError:  # an operator's 'infinity', as a time that a license and a calendar can still hold
-        return _NEVER
+        return _EVER if text.startswith("-") or text.endswith("BC") else _NEVER
 
 
 # Whatever the time zone of the session is, which the server chooses; and three times as fast as psycopg2's.
@@ -104,23 +105,28 @@ class Database:
             with _transaction(connection) as cur:
                 yield cur
 
-    def lock(self, cur: Cursor, name: str) -> None:
+    def lock(self, cur: Cursor, name: str, seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Wait for `name`, and hold it until the transaction of `cur` ends; Unavailable after a while."""
-        cur.execute("SET LOCAL lock_timeout = %(ms)s", {"ms": LOCK_WAIT_SECONDS * 1000})
-        cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
+        cur.execute("SET LOCAL lock_timeout = %(ms)s", {"ms": round(seconds * 1000)})
+        try:
+            cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
+        except pg.LockNotAvailable as error:
+            raise Unavailable("Another request is at work on the same. Try again shortly.") from error
 
     @contextmanager
-    def separate_lock(self, name: str) -> Iterator[None]:
+    def separate_lock(self, name: str, seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
         """Hold `name` on a connection of its own, so that what is stored inside commits by itself.
 
         That connection is beyond the pool's size: holders never starve the work that they wait for.
+        It stores nothing: should the server end it meanwhile, what was done inside is done all the same.
         """
         with self._guarded():
             connection = self._connect()
         try:
-            with self._guarded(), _transaction(connection) as cur:
-                self.lock(cur, name)
-                yield
+            with self._guarded(), connection.cursor(cursor_factory=Cursor) as cur:
+                connection.autocommit = False
+                self.lock(cur, name, seconds)
+            yield
         finally:
             connection.close()
 
@@ -167,9 +173,7 @@ class Database:
             raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
         except pg.InsufficientPrivilege as error:
             log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
-            raise Unavailable(
-                f"The database role of this service lacks a right: {error.diag.message_primary}."
-            ) from error
+            raise Unavailable("This service's role in the database lacks a right; see its log.") from error
         except psycopg2.Error as error:
             # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
             if not isinstance(error, _PASSING) and type(error) is not psycopg2.DatabaseError:

@@ -20,7 +20,8 @@ from app.queries import idempotency
 
 STALE_AFTER: Final = timedelta(minutes=2)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_PASSING: Final = frozenset({401, 429})
+_PASSING: Final = frozenset({401, 413, 415, 429})
+"""Of who asks, how, and how often; not of what was asked."""
 
 View = Callable[..., Any]
 
@@ -84,6 +85,12 @@ def idempotent_beyond(view: View) -> View:
     return wrapper
 
 
+class _OtherBody(Invalid):
+    def __init__(self) -> None:
+        message = "This key was used with another body."
+        super().__init__("Idempotency-Key: used before", errors={"headers": {"Idempotency-Key": [message]}})
+
+
 class _Running(Conflict):
     def __init__(self) -> None:
         super().__init__("The first request with this Idempotency-Key is still running. Try again shortly.")
@@ -110,8 +117,7 @@ def _body_hash() -> str:
 
 def _again(kept: Row, body_hash: str) -> Response:
     if kept["body_hash"] != body_hash:
-        message = "This key was used with another body."
-        raise Invalid("Idempotency-Key: used before", errors={"headers": {"Idempotency-Key": [message]}})
+        raise _OtherBody
     if kept["status_code"] is None:
         raise _Running
     return Response(kept["response"], kept["status_code"], mimetype="application/json")
@@ -128,7 +134,7 @@ def _keep(slot: dict[str, str], body_hash: str, response: Response) -> None:
 
 def _refused(slot: dict[str, str], body_hash: str, error: DomainError | HTTPException) -> Response:
     code = error.code or 500
-    if code >= 500 or code in _PASSING or isinstance(error, _Running):
+    if code >= 500 or code in _PASSING or isinstance(error, _Running | _OtherBody):
         raise error
     if isinstance(error, HTTPException):
         response = http_error(error)

@@ -24,17 +24,16 @@ _CREATE_TABLE: Final = """
 """
 
 
-class Newer(Conflict):
-    """The database was migrated for a later version, which this one still serves beside."""
-
-
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of `sql/`; `applied_at` is None while it is pending."""
+    """One file of `sql/`; `applied_at` is None while it is pending.
+
+    Of one that a later version has applied, and for which there is no file here, `script` is None.
+    """
 
     name: str
     checksum: str
-    script: str
+    script: str | None
     applied_at: datetime | None = None
 
 
@@ -54,7 +53,14 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
         with db.transaction() as cur:
             cur.execute(_LOCK)
             cur.execute(_CREATE_TABLE)
-            pending = [m for m in _status(cur, sql_dir) if m.applied_at is None]
+            found = _status(cur, sql_dir)
+            later = [m.name for m in found if m.script is None]
+            if later:
+                raise Conflict(
+                    f"The database has migrations that sql/ lacks: {', '.join(later)}. "
+                    "Deploy the version that brought them, or a newer one."
+                )
+            pending = [m for m in found if m.applied_at is None]
             if not pending:
                 return applied
             _apply(cur, pending[0])
@@ -67,7 +73,7 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
 
 def _apply(cur: Cursor, migration: Migration) -> None:
     try:
-        cur.execute(migration.script)
+        cur.execute(migration.script or "")
     except psycopg2.OperationalError:
         raise
     except psycopg2.Error as error:
@@ -92,9 +98,6 @@ def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
             )
         applied_at = record["applied_at"] if record else None
         migrations.append(Migration(path.stem, checksum, script, applied_at))
-    if records:
-        raise Newer(
-            f"The database has migrations that sql/ lacks: {', '.join(sorted(records))}. "
-            "Deploy the version that brought them, or a newer one."
-        )
+    for name, record in sorted(records.items()):
+        migrations.append(Migration(name, record["checksum"], None, record["applied_at"]))
     return migrations

@@ -65,7 +65,7 @@ class StripeGateway:
     """Calls to Stripe with timeouts, retries, a bulkhead, and our own errors.
 
     Raises Unavailable (not configured, too many waiting, rate limited), StripeFailed (no usable
-    answer), PaymentRefused, Invalid or Conflict. NoAnswer leaves open whether Stripe acted: every
+    answer; Refused), PaymentRefused or Invalid. NoAnswer leaves open whether Stripe acted: every
     POST carries an idempotency key, so the same call may simply be made again. Any other answer,
     a refusal too, Stripe would repeat for that key for 24 hours.
     """
@@ -237,7 +237,7 @@ class StripeGateway:
 
     def _item_that_counts(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
         """Of several items the one with the best plan."""
-        items = subscription["items"]["data"]
+        items = (subscription.get("items") or {}).get("data")
         if not items:
             raise StripeFailed("Stripe told of a subscription that sells nothing.")
         ranks = {name: plan.rank for name, plan in PLANS.items()}
@@ -429,7 +429,7 @@ class StripeGateway:
             wanted = {"limit": PAGE} | params | after
             page = self._call(name, lambda c: call(c, wanted))  # noqa: B023 - called at once
             yield from (found.to_dict() for found in page.data)
-            if not page.has_more:
+            if not (page.has_more and page.data):
                 return
             after = {"starting_after": page.data[-1].id}
 
@@ -492,10 +492,12 @@ class Refused(StripeFailed):
 def _heard(answer: T) -> T:
     """The answer, if it is one of Stripe's objects or a list of them. Raises ValueError, KeyError."""
     found: Any = answer
-    if not isinstance(found, stripe.StripeObject):
-        raise ValueError("no object of Stripe's")
-    if not isinstance(found["data"] if found["object"] == "list" else found["id"], list | str):
-        raise ValueError("an object without its id")
+    is_list = isinstance(found, stripe.StripeObject) and found["object"] == "list"
+    if is_list and not isinstance(found["has_more"], bool):
+        raise ValueError("a list without an end")
+    for single in found["data"] if is_list else [found]:
+        if not isinstance(single, stripe.StripeObject) or not isinstance(single["id"], str):
+            raise ValueError("no object of Stripe's")
     return answer
 
 
@@ -504,13 +506,14 @@ def _translated(error: stripe.StripeError) -> DomainError:
         return PaymentRefused(f"The payment was refused: {error.user_message or 'card declined'}")
     if isinstance(error, stripe.RateLimitError) or error.http_status == 429:
         return Unavailable("Stripe asks us to slow down. Try again shortly.")
-    if isinstance(error, stripe.IdempotencyError) or error.http_status == 409:
+    if error.http_status == 409:
         return Unavailable("Stripe is making the same change for another request. Try again shortly.")
-    if isinstance(error, stripe.InvalidRequestError):
+    if isinstance(error, stripe.InvalidRequestError | stripe.IdempotencyError):
         code = getattr(error.error, "code", None)
-        log.warning("stripe refused a request", extra={"stripe_code": code, "param": error.param})
+        at = getattr(error, "param", None) or ""
+        log.warning("stripe refused a request", extra={"stripe_code": code, "param": at})
         for param, field in _FIELDS.items():
-            if error.param and error.param.startswith(param):
+            if at.startswith(param):
                 return invalid_field(field, "Stripe does not take this.")
         return Refused("Stripe refused the request.", missing=code == "resource_missing")
     log.error("stripe failed", extra={"stripe_error": type(error).__name__, "status": error.http_status})

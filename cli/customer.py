@@ -127,7 +127,7 @@ def show(customer_id: str, to_json: bool) -> None:
             "Renewal Date": local_time(granted.period_end),
         }
     )
-    if found["subscription"] and found["subscription"]["cancel_at_period_end"]:
+    if granted.period_end and found["subscription"]["cancel_at_period_end"]:
         echo_fields({"Ends": local_time(granted.period_end)})
     click.echo(SHORT_RULE)
     _warn(found, granted.live_count)

@@ -43,7 +43,7 @@ class Group(AppGroup):
             @wraps(command)
             def acting(**values: Any) -> Any:
                 set_actor(f"console:{_login()}")
-                _refuse_broken_text(values)
+                _refuse_broken_text(click.get_current_context())
                 return command(**values)
 
             return register(acting)
@@ -78,11 +78,12 @@ def _login() -> str:
         return "unknown"
 
 
-def _refuse_broken_text(values: Mapping[str, Any]) -> None:
+def _refuse_broken_text(ctx: click.Context) -> None:
     """What was not UTF-8 on the command line stands in the arguments as lone surrogates."""
-    for name, value in values.items():
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
         if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise click.UsageError(f"{name}: not UTF-8 text")
+            raise click.BadParameter("not UTF-8 text", ctx, param)
 
 
 def load(schema: Schema, **values: Any) -> dict[str, Any]:

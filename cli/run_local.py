@@ -102,10 +102,10 @@ def _check_port(setting: str, port: int) -> None:
 
 def _write_env() -> None:
     """Add what a first start needs and nobody has set: an admin key, and the sandbox for Stripe."""
-    known = ENV_FILE.read_text() if ENV_FILE.exists() else ""
     settings = load_settings()
+    known = ENV_FILE.read_text() if ENV_FILE.exists() else ""
     lines = []
-    if not settings.admin_api_keys:
+    if not settings.admin_api_keys and "\nADMIN_API_KEY=" not in f"\n{known}":
         lines += ["# The key of the operators.", f"ADMIN_API_KEY={secrets.token_urlsafe(32)}"]
     if settings.stripe_secret_key is None and settings.stripe_api_base is None:
         lines += [

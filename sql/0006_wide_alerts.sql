@@ -1,3 +1,5 @@
+SET LOCAL lock_timeout = '5s'; -- behind a backup, rather fail than have the reports wait
+
 -- The sum over a customer's instances may be beyond what one of them can report.
 ALTER TABLE usage_alerts ALTER COLUMN active_devices TYPE BIGINT;
 

@@ -8,7 +8,7 @@ from werkzeug.test import TestResponse
 
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.factories import make_customer
-from tests.stripe_sandbox import Delivery, Sandbox, routes
+from tests.stripe_sandbox import Delivery, Sandbox, billing, routes, shapes
 
 HOOK = "http://service.test/webhooks/stripe"
 
@@ -77,6 +77,18 @@ class Shop:
             month = {"interval": "month"}
             price = {"product": product, "currency": "usd", "unit_amount": cents, "recurring": month, **given}
             return str(routes.create_price(world, price)["id"])
+
+    def second_at_stripe(self, customer_id: str, email: str | None = None) -> str:
+        """A customer made in the dashboard that names ours and pays for professional; its events are lost."""
+        email = email or self.get(f"/api/customers/{customer_id}")["email"]
+        with self.sandbox.world.transaction() as world:
+            wish = {"email": email, "metadata": {"customer_id": customer_id}}
+            stripe_id = str(world.add(shapes.customer(world.now(), wish))["id"])
+            world.cards[stripe_id] = "ok"
+            price = billing.recurring_price(world, self.prices["professional"], "price")
+            billing.create(world, stripe_id, [(price, 1)])
+        self.sandbox.webhooks.clear()
+        return stripe_id
 
     # What there is
 

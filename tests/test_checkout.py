@@ -317,6 +317,14 @@ def test_the_same_key_gives_the_first_answer(shop: Shop) -> None:
     assert len(sessions(shop)) == 1
 
 
+def test_another_body_takes_nothing_from_the_first_answer(shop: Shop) -> None:
+    customer_id, path = shop.customer(), "/api/subscriptions/create-checkout"
+    headers = ADMIN | {"Idempotency-Key": "k1"}
+    wishes = [{"customerId": customer_id, "plan": plan} for plan in ("starter", "professional", "starter")]
+    first, other, again = (shop.post(path, wish, headers) for wish in wishes)
+    assert (first.status_code, other.status_code, again.json) == (201, 422, first.json)
+
+
 def test_a_failure_is_not_kept_under_the_key(shop: Shop) -> None:
     customer_id, path = shop.customer(), "/api/subscriptions/create-checkout"
     headers = ADMIN | {"Idempotency-Key": "k2"}
@@ -514,6 +522,20 @@ def test_new_details_reach_stripe(shop: Shop) -> None:
     assert (made["email"], made["name"]) == ("new@example.com", "New Ltd")
     assert shop.client.patch(path, json={"companyName": None, "name": None}, headers=ADMIN).status_code == 200
     assert not shop.sandbox.get("customer", made["id"])["name"]
+
+
+def test_two_changes_of_details_at_once_end_the_same_here_and_at_stripe(shop: Shop) -> None:
+    customer_id, _ = shop.subscribe()
+    path = f"/api/customers/{customer_id}"
+    changes = [{"email": "new@example.com"}, {"companyName": "Corp"}, {"name": "New"}]
+
+    def change(body: dict[str, str]) -> int:
+        return shop.app.test_client().patch(path, json=body, headers=ADMIN).status_code
+
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(change, changes)) == {200}
+    (at_stripe,) = shop.sandbox.every("customer")
+    assert (at_stripe["email"], at_stripe["name"]) == ("new@example.com", "Corp")
 
 
 def test_new_details_are_refused_whole_while_stripe_is_down(shop: Shop) -> None:

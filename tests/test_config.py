@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app import config, embedded
+from app import embedded
 from app.config import ConfigError, load_settings
 
 
@@ -27,6 +27,8 @@ from app.config import ConfigError, load_settings
         ("BASE_URL", "https://h/base?x=1"),
         ("BASE_URL", "https://h/#f"),
         ("BASE_URL", "https://u:hunter2@h"),  # pragma: allowlist secret
+        ("BASE_URL", "https://:hunter2@h"),  # pragma: allowlist secret
+        ("BASE_URL", "https://h?"),
         ("STRIPE_API_BASE", "https://a b"),
         ("LICENSE_PUBLIC_KEY_PATH", "keys/private-key.pem"),
     ],
@@ -49,17 +51,6 @@ def test_a_malformed_setting_is_named(name: str, value: str) -> None:
 )
 def test_any_url_of_libpq_is_taken(url: str) -> None:
     assert load_settings({"DATABASE_URL": url}).database_url == url
-
-
-def test_what_is_empty_in_the_environment_is_as_in_dotenv(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / ".env").write_text("ADMIN_API_KEY=of-the-file\nPORT=3200\n")  # pragma: allowlist secret
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    monkeypatch.setenv("ADMIN_API_KEY", "")
-    monkeypatch.setenv("PORT", "3300")
-    settings = load_settings()
-    assert (settings.admin_api_keys, settings.port) == (("of-the-file",), 3300)
 
 
 def test_a_folder_for_data_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

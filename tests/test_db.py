@@ -231,11 +231,13 @@ def test_times_are_in_utc_whatever_the_session_says(db: Database, zone: str) -> 
 def test_infinity_is_a_time_that_a_license_can_hold(db: Database) -> None:
     with db.statement() as cur:
         row = cur.the("SELECT 'infinity'::TIMESTAMPTZ AS at, TIMESTAMPTZ '20000-01-01' AS far")
+        past = cur.the("SELECT '-infinity'::TIMESTAMPTZ AS at, TIMESTAMPTZ '0044-03-15 BC' AS far")
     assert row["at"] == row["far"] == datetime(2999, 12, 31, tzinfo=UTC)
+    assert past["at"] == past["far"] == datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def test_a_role_that_lacks_a_right_is_told_so(db: Database) -> None:
-    with pytest.raises(Unavailable, match="lacks a right: permission denied"), db.transaction() as cur:
+    with pytest.raises(Unavailable, match="lacks a right"), db.transaction() as cur:
         cur.execute("SET LOCAL ROLE pg_monitor")
         cur.execute("CREATE TABLE mine ()")
     assert in_use(db) == 0

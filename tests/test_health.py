@@ -57,7 +57,10 @@ def test_what_a_pending_migration_would_bring_is_503(client, sql):
 def test_ready_beside_a_later_version(client, sql, console):
     sql("INSERT INTO schema_migrations (name, checksum) VALUES ('9999_later', REPEAT('0', 64))")
     assert client.get("/health/ready").status_code == 200
+    assert "9999_later" in console("db", "status").stdout
     assert console("db", "migrate").exit_code == 1
+    sql("DELETE FROM schema_migrations WHERE name LIKE '0006%%'")
+    assert "0006" in client.get("/health/ready").json["failing"]["migrations"]
 
 
 def test_not_ready_names_an_edited_migration(make_app, sql):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.queries import idempotency
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
 
@@ -133,6 +134,27 @@ class TestIdempotencyKey:
         assert second.json == first.json
         assert sql("SELECT COUNT(*) AS n FROM customers") == [{"n": 1}]
         assert sql("SELECT COUNT(*) AS n FROM audit_log WHERE action = 'customer.create'") == [{"n": 1}]
+
+    def test_another_body_takes_nothing_from_the_first(self, client, sql):
+        first = self.create(client, "k1")
+        for _ in range(2):
+            assert self.create(client, "k1", name="Other").status_code == 422
+            again = self.create(client, "k1")
+            assert (again.status_code, again.json) == (201, first.json)
+
+    def test_what_was_wrong_with_the_request_and_not_its_body_is_not_kept(self, client):
+        headers = ADMIN | {"Idempotency-Key": "k1"}
+        body = json.dumps({"email": "ada@example.com"})
+        for content_type, status in (("text/plain", 415), ("application/json", 201)):
+            answer = client.post("/api/customers", data=body, content_type=content_type, headers=headers)
+            assert answer.status_code == status
+
+    def test_a_late_refusal_does_not_replace_an_answer(self, app):
+        slot = {"caller": "c", "route": "/r", "key": "k"}
+        with app.extensions["parts"].db.statement() as cur:
+            for status in (201, 422):
+                idempotency.upsert_answer(cur, **slot, body_hash="h", status_code=status, response="{}")
+            assert idempotency.select_answer(cur, **slot)["status_code"] == 201
 
     def test_another_body_is_422(self, client, sql):
         self.create(client, "k1")

@@ -513,8 +513,9 @@ class TestListAndRemove:
         assert runner.invoke(args=["keys", "remove", kid, "--force"]).exit_code == 0
         refused = client.get(f"/api/licenses/{customer['customerId']}", headers=ADMIN)
         assert refused.status_code == 503
-        for path in ("/.well-known/jwks.json", "/api/licenses/public-key", "/api/licenses/revocations"):
+        for path in ("/api/licenses/public-key", "/api/licenses/revocations"):
             assert client.get(path).status_code == 503
+        assert kid not in client.get("/.well-known/jwks.json").text
         assert len(sql("SELECT 1 FROM licenses")) == 1
         assert claims_of(customer["license"])["sub"] == customer["customerId"]
 

@@ -327,6 +327,25 @@ class TestAtStripe:
         for secret in ("mustermann", "geheim", "erika", str(shop.sandbox.api_key), token.split(".")[1]):
             assert secret.lower() not in lines
 
+    def test_somebody_elses_that_names_this_one_is_left_alone(self, shop: Shop) -> None:
+        paying, _ = shop.subscribe()
+        customer_id = shop.customer()
+        with shop.sandbox.world.transaction() as world:
+            email = shop.get(f"/api/customers/{customer_id}")["email"]
+            found = world.get("customer", shop.stripe_id(paying))
+            found.update(metadata={"customer_id": customer_id}, email=email)
+        assert self.erase(shop, customer_id).exit_code == 0
+        assert len(shop.live()) == 1
+        assert shop.plan_and_status(paying) == ("starter", "active")
+
+    def test_so_is_one_of_another_address_that_pays_for_it(self, shop: Shop) -> None:
+        customer_id, _ = shop.subscribe()
+        shop.second_at_stripe(customer_id, "b@example.com")
+        assert shop.app.test_cli_runner().invoke(args=["stripe", "sync"]).exit_code == 0
+        assert self.erase(shop, customer_id).exit_code == 0
+        assert shop.live() == []
+        assert not any("email" in c and not c.get("deleted") for c in shop.sandbox.every("customer"))
+
     def test_so_is_a_second_one_that_a_crash_left_behind(self, shop: Shop) -> None:
         customer_id, _, stripe_id, _ = self.paying(shop)
         twin = shop.app.extensions["parts"].stripe.create_customer(customer_id, PERSON["email"], None, "twin")

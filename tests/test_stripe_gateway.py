@@ -15,7 +15,7 @@ import stripe
 import app.stripe_gateway as module
 from app.config import load_settings
 from app.errors import DomainError, Invalid, PaymentRefused, StripeFailed, Unavailable
-from app.stripe_gateway import NoAnswer, StripeGateway
+from app.stripe_gateway import NoAnswer, Refused, StripeGateway
 
 API = "https://api.stripe.com/v1"
 KEY = "sk_test_0123456789abcdef"
@@ -92,9 +92,7 @@ def test_no_answer_is_502_and_known_as_such(api: Any, failure: Exception) -> Non
     assert len(api.calls) == 3
 
 
-@pytest.mark.parametrize(
-    ("status", "type"), [(409, "idempotency_error"), (400, "idempotency_error"), (409, "api_error")]
-)
+@pytest.mark.parametrize(("status", "type"), [(409, "idempotency_error"), (409, "api_error")])
 def test_a_key_in_use_passes(api: Any, status: int, type: str) -> None:
     error = refused(api, status, refusal(type))
     assert isinstance(error, Unavailable)
@@ -128,6 +126,11 @@ def test_a_refusal_without_a_reason_is_502(api: Any, body: str) -> None:
     with pytest.raises(StripeFailed) as caught:
         gateway().cancel_at_period_end("sub_1", "key-1")
     assert caught.value.code == 502
+
+
+def test_a_key_that_was_used_otherwise_is_refused(api: Any) -> None:
+    error = refused(api, 400, refusal("idempotency_error"))
+    assert isinstance(error, Refused)  # so that the next attempt is made under another key
 
 
 def test_wrong_credentials_are_502_without_telling_them(api: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,13 +3,16 @@
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+import app.services.subscriptions as service
 from app.entitlements import LIVE_STATUSES
+from app.stripe_gateway import StripeGateway
 from tests.conftest import ADMIN
 from tests.factories import bearer
 from tests.shop import Shop
@@ -111,20 +114,56 @@ def test_a_double_click_pays_once(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
-def test_two_changes_at_once_are_each_answered_with_their_own(shop: Shop) -> None:
+def test_two_changes_at_once_are_each_answered_with_their_own(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop.make_price(50000, lookup_key="zemfyre_enterprise")
     _, subscription_id = shop.subscribe("starter")
-    path = f"/api/subscriptions/{subscription_id}/upgrade"
-    start = threading.Barrier(2)
+    changed, change_price = threading.Event(), StripeGateway.change_price
 
-    def ask(plan: str) -> str:
-        start.wait()
-        answer = shop.app.test_client().post(path, json={"plan": plan}, headers=ADMIN)
-        assert answer.status_code == 200, answer.json
-        return str(answer.json["subscription"]["plan"])
+    def slow(*args: Any) -> None:
+        change_price(*args)
+        changed.set()
+        time.sleep(1)
 
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(ask, ["professional", "enterprise"])) == ["professional", "enterprise"]
+    monkeypatch.setattr(StripeGateway, "change_price", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shop.act, subscription_id, "upgrade", {"plan": "professional"})
+        changed.wait(10)
+        second = shop.act(subscription_id, "upgrade", {"plan": "enterprise"})
+    plans = [answer.json["subscription"]["plan"] for answer in (first.result(), second)]
+    assert plans == ["professional", "enterprise"]
+
+
+def test_a_change_that_takes_long_holds_up_nobody_else(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "CHANGE_WAIT_SECONDS", 0.2)
+    _, subscription_id = shop.subscribe("starter")
+    with shop.app.extensions["parts"].db.separate_lock(f"change {subscription_id}"):
+        refused = shop.act(subscription_id, "upgrade", {"plan": "professional"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert "at work on the same" in refused.json["message"]
+    assert shop.act(subscription_id, "upgrade", {"plan": "professional"}).status_code == 200
+
+
+def test_a_payment_that_was_taken_is_told_though_the_database_lost_patience(
+    shop: Shop, sql: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `idle_in_transaction_session_timeout` and PgBouncer do to who waits for Stripe."""
+    customer_id, subscription_id = shop.subscribe("starter")
+    change_price = StripeGateway.change_price
+
+    def meanwhile(*args: Any) -> None:
+        change_price(*args)
+        ended = sql(
+            """SELECT PG_TERMINATE_BACKEND(pid) AS ended FROM pg_stat_activity
+                WHERE state = 'idle in transaction' AND datname = CURRENT_DATABASE()"""
+        )
+        assert ended == [{"ended": True}]
+
+    monkeypatch.setattr(StripeGateway, "change_price", meanwhile)
+    assert shop.act(subscription_id, "upgrade", {"plan": "professional"}).status_code == 200
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    assert len(shop.charges()) == 2
 
 
 @pytest.mark.parametrize(

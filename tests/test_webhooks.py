@@ -19,7 +19,7 @@ from app.db import Database
 from app.errors import Unavailable
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.shop import HOOK, Shop
-from tests.stripe_sandbox import Webhooks, billing, shapes
+from tests.stripe_sandbox import Webhooks
 
 Sql = Callable[..., list[dict[str, Any]]]
 Console = Callable[..., Any]
@@ -256,27 +256,13 @@ def test_a_claim_in_the_payload_alone_links_nobody(shop: Shop, sql: Sql) -> None
     assert shop.stripe_id(other) == found["customer"]
 
 
-def second_at_stripe(shop: Shop, customer_id: str) -> str:
-    """A customer made in the dashboard that names ours and pays for professional; its events are lost."""
-    email = shop.get(f"/api/customers/{customer_id}")["email"]
-    with shop.sandbox.world.transaction() as world:
-        made = shapes.customer(world.now(), {"email": email, "metadata": {"customer_id": customer_id}})
-        stripe_id = str(world.add(made)["id"])
-        world.cards[stripe_id] = "ok"
-        billing.create(
-            world, stripe_id, [(billing.recurring_price(world, shop.prices["professional"], "p"), 1)]
-        )
-    shop.sandbox.webhooks.clear()
-    return stripe_id
-
-
 @pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])
 def test_what_a_second_customer_at_stripe_pays_for_counts(
     shop: Shop, console: Console, caplog: pytest.LogCaptureFixture, told_by: str
 ) -> None:
     customer_id = shop.customer()
     shop.checkout(customer_id)
-    linked, second = shop.stripe_id(customer_id), second_at_stripe(shop, customer_id)
+    linked, second = shop.stripe_id(customer_id), shop.second_at_stripe(customer_id)
     one = ["--customer", customer_id]
     if told_by == "event":
         found = {"id": "in_x", "object": "invoice", "customer": second}
@@ -294,6 +280,45 @@ def test_what_a_second_customer_at_stripe_pays_for_counts(
     shop.sandbox.cancel_subscription(shop.live()[0]["id"])
     shop.deliver()
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+@pytest.mark.parametrize("how", ["deleted", "unnamed"])
+def test_the_end_of_what_a_second_customer_pays_for(shop: Shop, how: str) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    second = shop.second_at_stripe(customer_id)
+    found = {"id": "in_x", "object": "invoice", "customer": second}
+    assert send(shop, event("invoice.paid", data={"object": found})).json["outcome"] == "done"
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    if how == "deleted":
+        shop.sandbox.delete_customer(second)
+    else:
+        with shop.sandbox.world.transaction() as world:
+            world.get("customer", second)["metadata"] = {}
+        shop.sandbox.cancel_subscription(shop.live()[0]["id"])
+    shop.deliver()
+    assert shop.live() == []
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+@pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])
+def test_a_customer_at_stripe_that_was_given_to_another(shop: Shop, console: Console, told_by: str) -> None:
+    wrong, right = shop.customer(), shop.customer()
+    shop.checkout(wrong)
+    second = shop.second_at_stripe(wrong)
+    invoice = {"id": "in_x", "object": "invoice", "customer": second}
+    send(shop, event("invoice.paid", data={"object": invoice}))
+    assert shop.plan_and_status(wrong) == ("professional", "active")
+    with shop.sandbox.world.transaction() as world:
+        email = shop.get(f"/api/customers/{right}")["email"]
+        world.get("customer", second).update(metadata={"customer_id": right}, email=email)
+    if told_by == "event":
+        send(shop, event("invoice.paid", data={"object": invoice}))
+    else:
+        assert console("stripe", "sync", *(["--customer", right] if told_by != "sync" else [])).exit_code == 0
+    assert shop.plan_and_status(right) == ("professional", "active")
+    assert shop.plan_and_status(wrong)[0] == "trial"
+    assert console("stripe", "sync", "--dry-run").exit_code == 0
 
 
 def test_a_failed_event_of_one_never_linked_is_followed_by_replay(

@@ -47,6 +47,20 @@ def select_customer_by_stripe_id(cur: Cursor, stripe_customer_id: str) -> Row | 
     )
 
 
+def select_linked_to_others(cur: Cursor, customer_id: str, stripe_ids: list[str]) -> set[str]:
+    """Those of Stripe's ids that another customer is linked to."""
+    rows = cur.all(
+        """
+        SELECT stripe_customer_id
+          FROM customers
+         WHERE stripe_customer_id = ANY(%(stripe_ids)s)
+           AND customer_id <> %(customer_id)s
+        """,
+        {"stripe_ids": stripe_ids, "customer_id": customer_id},
+    )
+    return {row["stripe_customer_id"] for row in rows}
+
+
 def select_customers(
     cur: Cursor, *, limit: int | None = None, after: int | None = None, email: str | None = None
 ) -> list[Row]:

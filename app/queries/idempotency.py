@@ -40,14 +40,15 @@ def upsert_answer(
     status_code: int | None,
     response: str | None,
 ) -> None:
-    """Keep an answer; with None, note that one is being worked on."""
+    """Keep an answer; with None, note that one is being worked on. What is kept already stays."""
     cur.execute(
         """
-        INSERT INTO idempotency_keys (caller, route, key, body_hash, status_code, response)
+        INSERT INTO idempotency_keys AS known (caller, route, key, body_hash, status_code, response)
         VALUES (%(caller)s, %(route)s, %(key)s, %(body_hash)s, %(status_code)s, %(response)s)
             ON CONFLICT (caller, route, key) DO UPDATE
            SET body_hash = EXCLUDED.body_hash, status_code = EXCLUDED.status_code,
                response = EXCLUDED.response, created_at = CURRENT_TIMESTAMP
+         WHERE known.status_code IS NULL OR known.created_at <= CURRENT_TIMESTAMP - %(kept)s
         """,
         {
             "caller": caller,
@@ -56,6 +57,7 @@ def upsert_answer(
             "body_hash": body_hash,
             "status_code": status_code,
             "response": response,
+            "kept": KEPT,
         },
     )
 

@@ -106,7 +106,9 @@ def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:
 
 
 def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row:
-    """Store a subscription as Stripe has it now; `paid` never goes back, an event stays the cause."""
+    """Store a subscription as Stripe has it now, at the customer whose it is now; `paid` never goes back,
+    an event stays the cause.
+    """
     return cur.the(
         f"""
         INSERT INTO subscriptions AS known (
@@ -118,7 +120,8 @@ def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row
                %(current_period_ends_at)s, %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s,
                %(created_at)s, %(event_id)s, CURRENT_TIMESTAMP)
             ON CONFLICT (subscription_id) DO UPDATE
-           SET stripe_price_id = EXCLUDED.stripe_price_id,
+           SET customer_id = EXCLUDED.customer_id,
+               stripe_price_id = EXCLUDED.stripe_price_id,
                plan = EXCLUDED.plan,
                status = EXCLUDED.status,
                paid = known.paid OR EXCLUDED.paid,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from psycopg2.errors import UniqueViolation
 
 from app.db import Cursor, Row
-from app.entitlements import describe_customer
+from app.entitlements import ENDED_STATUSES, describe_customer, is_local
 from app.errors import Conflict, NotFound
 from app.parts import now, parts
 from app.queries import audit as audit_log
@@ -92,6 +92,14 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
     """
     if not changes:
         return describe_one(customer_id)
+    stripe = parts().stripe
+    if get_customer(customer_id)["stripe_customer_id"] and stripe.configured:
+        with stripe.slot(), parts().db.separate_lock(f"checkout {customer_id}"):
+            return _update(customer_id, changes)
+    return _update(customer_id, changes)
+
+
+def _update(customer_id: str, changes: Row) -> dict[str, Any]:
     before = get_customer(customer_id)
     wanted: Row = {name: changes.get(name, before[name]) for name in ("email", "name", "company_name")}
     with parts().db.statement() as cur:
@@ -217,16 +225,34 @@ def erase_customer(customer_id: str) -> None:
 
 def _delete_at_stripe(customer: Row) -> list[str]:
     """Delete whatever Stripe has of this customer, also what was never linked: Stripe's ids."""
-    stripe, customer_id, email = parts().stripe, customer["customer_id"], customer["email"]
     deleted: list[str] = []
-    found: str | None = customer["stripe_customer_id"]
-    if found is None and stripe.configured:
-        found = next(iter(stripe.find_customers(customer_id, email)), None)
-    while found and found not in deleted:
-        stripe.delete_customer(found)
-        deleted.append(found)
-        found = next(iter(stripe.find_customers(customer_id, email)), None)
+    if customer["stripe_customer_id"] or parts().stripe.configured:
+        while wanted := [found for found in _all_at_stripe(customer) if found not in deleted]:
+            for found in wanted:
+                parts().stripe.delete_customer(found)
+            deleted += wanted
     return deleted
+
+
+def _all_at_stripe(customer: Row) -> list[str]:
+    """By the link, by its name and address, and by whom its subscriptions are."""
+    with parts().db.statement() as cur:
+        rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
+    fetched = [
+        parts().stripe.retrieve_subscription(row["subscription_id"])
+        for row in rows
+        if not is_local(row) and row["status"] not in ENDED_STATUSES
+    ]
+    held = [customer["stripe_customer_id"], *(row["stripe_customer_id"] for row in fetched if row)]
+    return list(dict.fromkeys([found for found in held if found] + find_stripe_customers(customer)))
+
+
+def find_stripe_customers(customer: Row) -> list[str]:
+    """Customers at Stripe that name this one of ours, but for those that are somebody else's here."""
+    found = parts().stripe.find_customers(customer["customer_id"], customer["email"])
+    with parts().db.statement() as cur:
+        others = customers.select_linked_to_others(cur, customer["customer_id"], found)
+    return [stripe_id for stripe_id in found if stripe_id not in others]
 
 
 def _erase(cur: Cursor, customer: Row, stripe_ids: list[str]) -> None:

@@ -280,9 +280,10 @@ def revocation_list() -> tuple[str, datetime]:
 
 
 def published_keys() -> list[PublicKey]:
-    """The signing key, and the older ones that still have a token that has not expired."""
-    current = trusted_signing_key().public
+    """The signing key, and the older ones that still have a token that has not expired; none was removed."""
+    current = signing_key().public
     with parts().db.statement() as cur:
+        removed = licenses.select_key_was_removed(cur, current.kid)
         rows = licenses.select_published_keys(cur, current.kid, now())
     older = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
-    return [current, *older]
+    return older if removed else [current, *older]

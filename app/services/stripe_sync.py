@@ -13,7 +13,7 @@ from app.observe import WEBHOOK_LAG, WEBHOOKS
 from app.parts import now, parts, set_actor
 from app.queries import customers, events, subscriptions
 from app.services import audit
-from app.services.customers import end_trials, get_customer
+from app.services.customers import end_trials, find_stripe_customers, get_customer
 from app.services.licenses import issue_license
 from app.stripe_gateway import WEBHOOK_EVENTS
 
@@ -68,7 +68,9 @@ def sync_customer(
         known = {
             row["subscription_id"]: row for row in subscriptions.select_subscriptions(cur, [customer_id])
         }
-        fetched = list(_fetch({customer["stripe_customer_id"], *also} - {None}, known))
+        fetched = list(
+            _fetch([i for i in dict.fromkeys([customer["stripe_customer_id"], *also]) if i], known)
+        )
         differences = [
             d for row in fetched for d in _compare(customer_id, known.get(row["subscription_id"]), row)
         ]
@@ -78,7 +80,7 @@ def sync_customer(
         return differences
 
 
-def _fetch(stripe_customer_ids: set[Any], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
+def _fetch(stripe_customer_ids: Iterable[str], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
     """Every subscription of these customers at Stripe, and the known ones: what Stripe lacks as canceled."""
     found = set()
     for stripe_customer_id in stripe_customer_ids:
@@ -191,7 +193,7 @@ def handle_event(event: dict[str, Any]) -> str:
 def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
     customer_id = None
     if event["type"] in WEBHOOK_EVENTS and event["livemode"] == parts().stripe.livemode:
-        customer_id = _owner(record["stripe_customer_id"])
+        customer_id = _owner(record["stripe_customer_id"]) or _holder(record["object_id"])
     return _sync_and_record(customer_id, record)
 
 
@@ -224,6 +226,13 @@ def _owner(stripe_customer_id: str | None) -> str | None:
     return link_customer(named, stripe_customer_id) if named else None
 
 
+def _holder(subscription_id: str | None) -> str | None:
+    """Our customer that has this subscription on record, whoever it is Stripe's by now."""
+    with parts().db.statement() as cur:
+        row = subscriptions.select_subscription(cur, subscription_id or "")
+    return str(row["customer_id"]) if row else None
+
+
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
     """Remember Stripe's id for a customer that has none; None when there is no such customer.
 
@@ -248,18 +257,6 @@ def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None
         cur, "customer.link" if stripe_customer_id else "customer.unlink", customer_id=customer_id,
         subject=stripe_customer_id or before, before=customer, after=after,
     )  # fmt: skip
-
-
-def find_stripe_customers(customer: Row) -> list[str]:
-    """Customers at Stripe that name this one of ours, but for those that are somebody else's here."""
-    found = parts().stripe.find_customers(customer["customer_id"], customer["email"])
-    with parts().db.statement() as cur:
-        holders = {stripe_id: customers.select_customer_by_stripe_id(cur, stripe_id) for stripe_id in found}
-    return [
-        i
-        for i, holder in holders.items()
-        if holder is None or holder["customer_id"] == customer["customer_id"]
-    ]
 
 
 def _event_record(event: dict[str, Any]) -> dict[str, Any]:
@@ -360,7 +357,10 @@ def _compare_all(
         progress(1)
         seen.add(fetched["subscription_id"])
         ours = known.get(fetched["subscription_id"])
-        owner = ours["customer_id"] if ours else owners.get(fetched["stripe_customer_id"])
+        held_by = str(ours["customer_id"]) if ours else None
+        owner = owners.get(fetched["stripe_customer_id"], held_by)
+        if owner != held_by:
+            ours = None
         if owner is not None and owner in present and (found := _compare(owner, ours, fetched)):
             differing.setdefault(owner, []).extend(found)
     for subscription_id, ours in known.items():

@@ -21,11 +21,18 @@ from app.parts import now, parts
 from app.plans import PLANS
 from app.queries import customers, subscriptions
 from app.services import audit
-from app.services.customers import came_back, get_customer, get_customer_with_subscriptions, start_trial
+from app.services.customers import (
+    came_back,
+    find_stripe_customers,
+    get_customer,
+    get_customer_with_subscriptions,
+    start_trial,
+)
 from app.services.licenses import hold_customer, issue_license
-from app.services.stripe_sync import find_stripe_customers, set_link, sync_customer
+from app.services.stripe_sync import set_link, sync_customer
 from app.stripe_gateway import NoAnswer, Refused
 
+CHANGE_WAIT_SECONDS: Final = 5
 SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
 
 
@@ -342,7 +349,7 @@ def _live_subscription(customer_id: str) -> Row | None:
 @contextmanager
 def _changing(subscription_id: str) -> Iterator[None]:
     """One change of a subscription after the other, so that each is answered with what it made."""
-    with parts().stripe.slot(), parts().db.separate_lock(f"change {subscription_id}"):
+    with parts().stripe.slot(), parts().db.separate_lock(f"change {subscription_id}", CHANGE_WAIT_SECONDS):
         yield
 
 
@@ -357,6 +364,8 @@ def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
         call(key)
     except Refused as error:
         _count_change(row)
+        if error.missing:
+            raise
         raise Conflict(
             "Stripe does not take this change in the subscription's present state. Its dashboard tells why."
         ) from error
