@@ -181,13 +181,8 @@ class _Reader:
     def rate(self, name: str, default: str) -> str:
         text = self.text(name) or default
         count, _, period = text.partition("/")
-        is_count = count.isascii() and count.isdigit() and len(count) <= 9 and int(count) > 0
-        if not is_count or period not in (
-            "second",
-            "minute",
-            "hour",
-            "day",
-        ):
+        is_count = re.fullmatch(r"0*[1-9]\d{0,8}", count, re.ASCII)
+        if not is_count or period not in ("second", "minute", "hour", "day"):
             raise ConfigError(f"{name}: {text!r} is not like 600/minute")
         return text
 
