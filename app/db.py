@@ -3,7 +3,7 @@
 import logging
 import select
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,6 +18,7 @@ from app.observe import CONNECTIONS, POOL_TIMEOUTS
 Row = dict[str, Any]
 POOL_WAIT_SECONDS: Final = 5
 LOCK_WAIT_SECONDS: Final = 90
+BUSY: Final = "Another request or session is at work on the same. Try again shortly."
 log = logging.getLogger(__name__)
 
 # Connection gone, server starting or stopping, disk full, a replica that cannot write: all pass.
@@ -72,8 +73,10 @@ class Database:
     is set per session and nothing is prepared: behind PgBouncer in transaction pooling this works unchanged.
     """
 
-    def __init__(self, url: str, size: int) -> None:
+    def __init__(self, url: str, size: int, revive: Callable[[], None] | None = None) -> None:
+        """`revive` starts a server of our own again, should it have died."""
         self.url = url
+        self._revive = revive
         self._free = threading.Semaphore(size)
         self._idle: list[psycopg2.extensions.connection] = []
         self._lock = threading.Lock()
@@ -107,11 +110,12 @@ class Database:
 
     def lock(self, cur: Cursor, name: str, seconds: float = LOCK_WAIT_SECONDS) -> None:
         """Wait for `name`, and hold it until the transaction of `cur` ends; Unavailable after a while."""
+        self.wait_at_most(cur, seconds)
+        cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
+
+    def wait_at_most(self, cur: Cursor, seconds: float) -> None:
+        """For each row that somebody else holds, until the transaction of `cur` ends; then Unavailable."""
         cur.execute("SET LOCAL lock_timeout = %(ms)s", {"ms": round(seconds * 1000)})
-        try:
-            cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
-        except pg.LockNotAvailable as error:
-            raise Unavailable("Another request is at work on the same. Try again shortly.") from error
 
     @contextmanager
     def separate_lock(self, name: str, seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
@@ -174,6 +178,8 @@ class Database:
         except pg.InsufficientPrivilege as error:
             log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
             raise Unavailable("This service's role in the database lacks a right; see its log.") from error
+        except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
+            raise Unavailable(BUSY) from error
         except psycopg2.Error as error:
             # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
             if not isinstance(error, _PASSING) and type(error) is not psycopg2.DatabaseError:
@@ -195,9 +201,17 @@ class Database:
             return connection
 
     def _connect(self) -> psycopg2.extensions.connection:
-        connection = psycopg2.connect(
-            self.url, connect_timeout=5, keepalives_idle=30, application_name="zemfyre-billing"
-        )
+        options: dict[str, Any] = {
+            "connect_timeout": 5, "keepalives_idle": 30, "application_name": "zemfyre-billing",
+        }  # fmt: skip
+        connection: psycopg2.extensions.connection
+        try:
+            connection = psycopg2.connect(self.url, **options)
+        except psycopg2.OperationalError:
+            if self._revive is None:
+                raise
+            self._revive()
+            connection = psycopg2.connect(self.url, **options)
         connection.autocommit = True
         psycopg2.extensions.register_type(_UTC_TIMES, connection)
         return connection

@@ -12,6 +12,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.errors import Forbidden
+from app.queries import usage as queries
 from app.schemas.paging import cursor
 from app.services import usage as usages
 from tests.conftest import ADMIN
@@ -442,6 +444,37 @@ BAD_QUERIES: Final[list[dict[str, Any]]] = [
     {"offset": 1},
     {"days": [1, 2]},
 ]
+
+
+def test_revoked_while_it_reports(client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    customer = make_customer(client, plan="starter")
+    start = {"customerId": customer["customerId"], "atPeriodEnd": False}
+    sql("UPDATE licenses SET recheck = TRUE")
+    sql("UPDATE subscriptions SET plan = 'professional'")
+
+    def revoked(*_: Any) -> None:
+        raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
+
+    monkeypatch.setattr(usages, "current_license", revoked)
+    answer = post(client, report_body(start["customerId"]), bearer(customer["license"]))
+    assert (answer.status_code, "license" in answer.json, answer.json["deviceLimit"]) == (201, False, 50)
+    assert len(sql("SELECT 1 FROM usage_reports")) == 1
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_deleted_by_an_operator_while_it_comes_again(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    body = report_body(make_customer(client)["customerId"], timestamp=ago(minutes=1))
+    assert post(client, body).status_code == 201
+    monkeypatch.setattr(queries, "select_usage_reports_by_key", lambda *_: [])
+    if not batch:
+        answer = post(client, body)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        return
+    fresh = body | {"timestamp": ago(minutes=2)}
+    answer = client.post("/api/usage/reports", json={"reports": [body, fresh]}, headers=ADMIN)
+    assert [result["status"] for result in answer.json["results"]] == [503, 201]
 
 
 def test_bad_query(client: FlaskClient) -> None:

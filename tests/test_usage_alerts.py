@@ -8,7 +8,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.errors import Unavailable
 from app.queries import usage
+from app.services import usage as usages
 from tests.conftest import ADMIN
 from tests.factories import ago, bearer, make_customer, report_body
 
@@ -155,6 +157,53 @@ def test_erased_while_a_report_is_stored(
     send(client, customer_id, 5)
     assert len(sql("SELECT 1 FROM usage_reports")) == 1 + other_instances
     assert "threshold_100" not in kinds(sql)
+
+
+def test_first_reports_in_the_same_moment_cross_too(
+    client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert_usage_report = usage.insert_usage_report
+    alone = {"other_instances": 0, "others_active": 0}  # what each statement saw of the other
+    monkeypatch.setattr(usage, "insert_usage_report", lambda *args: insert_usage_report(*args) | alone)
+    customer_id = make_customer(client)["customerId"]
+    send(client, customer_id, 3, instance="a")
+    send(client, customer_id, 3, instance="b")
+    assert kinds(sql) == ["threshold_80", "threshold_100"]
+
+
+def test_a_limit_that_was_raised_in_this_moment_is_the_one_that_counts(
+    client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer_id = make_customer(client, plan="starter")["customerId"]
+    lock_usage_level = usage.lock_usage_level
+
+    def raised(*args: Any) -> Any:
+        upgrade(sql, "professional")
+        return lock_usage_level(*args)
+
+    monkeypatch.setattr(usage, "lock_usage_level", raised)
+    send(client, customer_id, 10)
+    assert kinds(sql) == []
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_cut_off_between_storing_and_judging(
+    client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    report = report_body(make_customer(client)["customerId"], 5, timestamp=ago(minutes=1))
+    path = "/api/usage/reports" if batch else "/api/usage/report"
+    body = {"reports": [report]} if batch else report
+
+    def away(*_: Any) -> None:
+        raise Unavailable("The database is not available. Try again shortly.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(usages, "_judge_level", away)
+        assert client.post(path, json=body, headers=ADMIN).status_code == 503
+    assert (len(sql("SELECT 1 FROM usage_reports")), kinds(sql)) == (1, [])
+    for _ in range(2):
+        assert client.post(path, json=body, headers=ADMIN).status_code == 200
+        assert kinds(sql) == ["threshold_80", "threshold_100"]
 
 
 def test_sudden_drop(client: FlaskClient, sql: Sql, console: Any) -> None:

@@ -14,7 +14,7 @@ import psycopg2
 
 from app.db import Cursor, Row
 from app.entitlements import entitle
-from app.errors import Conflict, DomainError, Forbidden, NotFound
+from app.errors import Conflict, DomainError, Forbidden, NotFound, Unavailable
 from app.observe import REPORTS
 from app.parts import now, parts
 from app.queries import usage
@@ -30,7 +30,10 @@ DROP_FROM: Final = 10
 OTHER_FIGURES: Final = (
     "This instance reported other figures for this time. Send a correction under a new time."
 )
+DELETED: Final = "This report was deleted in this moment. Send it again."
 RETRY_MONTH_SECONDS: Final = 60
+ROW_WAIT_SECONDS: Final = 2
+"""As `report_usage` waits."""
 FIGURES: Final = ("active_devices", "total_devices")
 FIGURES_OF_A_WINDOW: Final = (
     "total_reports",
@@ -59,13 +62,17 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
         _add_entitlement(answer, row, jti)
         if is_new:
             _watch(cur, answer, row, since)
+        else:
+            _judge_anew([report["customer_id"]], since)
     REPORTS.labels("accepted" if is_new else "duplicate").inc()
     return answer, is_new
 
 
 def _first(cur: Cursor, report: dict[str, Any]) -> Row:
     """The stored report with this key, if the figures are the same; else Conflict."""
-    stored = _stored(cur, [report])[_key(report)]
+    stored = _stored(cur, [report]).get(_key(report))
+    if stored is None:
+        raise Unavailable(DELETED)
     if _differs(report, stored):
         REPORTS.labels("conflict").inc()
         raise Conflict(OTHER_FIGURES)
@@ -78,13 +85,18 @@ def _differs(report: Row, stored: Row) -> bool:
 
 def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
     """Add what the customer may use, and the license that an instance with an old one should take."""
-    if jti is not None and (row["current_jti"] != jti or not still_says(row)):
-        current = current_license(answer["customer_id"])
-        device_limit = current["device_limit"]
-        if current["jti"] != jti:
-            answer["license"] = current["token"]
-    else:
+    device_limit = row["device_limit"]
+    if jti is None:
         device_limit = _entitled(row)["device_limit"]
+    elif row["current_jti"] != jti or not still_says(row):
+        try:
+            current = current_license(answer["customer_id"])
+            device_limit = current["device_limit"]
+            if current["jti"] != jti:
+                answer["license"] = current["token"]
+        except DomainError as error:  # revoked in this moment, or no key to sign with: the report is stored
+            log.warning("no license for a report that was taken in: %s", error.message)
+            device_limit = _entitled(row)["device_limit"]
     used = answer["active_devices"]
     answer["device_limit"] = device_limit
     answer["utilization"] = utilization(used, device_limit)
@@ -123,7 +135,7 @@ def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> No
     others = int(row["others_active"])
     before = others + (row["last_active"] if last_at is not None and last_at >= since else 0)
     standing: Row | None = row | {"active": others + used}
-    if row["other_instances"]:
+    if row["other_instances"] or last_at is None or last_at < since:
         # Another instance may have reported in the same moment, unseen by either: add up once more.
         standing = _standing(cur, customer_id, since)
     if standing is not None:
@@ -133,6 +145,14 @@ def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> No
 def _standing(cur: Cursor, customer_id: str, since: datetime) -> Row | None:
     """What a customer uses and may use; None when it was erased in this moment."""
     return next(iter(usage.select_usage_standings(cur, [customer_id], since)), None)
+
+
+def _judge_anew(customer_ids: Sequence[str], since: datetime) -> None:
+    """For reports that come again: the first time may have been cut off between storing and judging."""
+    with parts().db.statement() as cur:
+        standings = usage.select_usage_standings(cur, customer_ids, since)
+    for standing in standings:
+        _judge_level(standing, _entitled(standing)["device_limit"], standing["active"])
 
 
 def _record(cur: Cursor, kind: str, report: Mapping[str, Any], device_limit: int | None) -> None:
@@ -160,12 +180,13 @@ def _judge_level(standing: Row, limit: int | None, before: int) -> None:
         return
     customer_id = standing["customer_id"]
     with parts().db.transaction() as cur:
+        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
         held = usage.lock_usage_level(cur, customer_id, limit)
         since = now() - IN_USE_WITHIN
         present = _standing(cur, customer_id, since)
         if present is None:
             return
-        active = present["active"]
+        active, limit = present["active"], _entitled(present)["device_limit"]
         armed_from = held["level"]
         if _is_more(limit, held["device_limit"]):
             armed_from = 0
@@ -220,6 +241,7 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
     for moment in {(at.year, at.month): at for at in (report["reported_at"] for report in reports)}.values():
         _prepare_month(moment)
     with parts().db.transaction() as cur:
+        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
         new = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
         stored = _stored(cur, [report for report in reports if _key(report) not in new])
         newest = _newest_by_instance(new.values())
@@ -229,10 +251,16 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
     unused = set(new)
     for index, report in good.items():
         key = _key(report)
-        results[index] = _result(index, report, new.get(key) or stored[key], is_new=key in unused)
+        first = new.get(key) or stored.get(key)
+        if first is None:
+            results[index] = _failure(index, Unavailable(DELETED))
+        else:
+            results[index] = _result(index, report, first, is_new=key in unused)
         unused.discard(key)
     if newest:
         _watch_batch(newest, known, before, since)
+    if stored:
+        _judge_anew(sorted({customer_id for customer_id, _, _ in stored}), since)
 
 
 def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
@@ -243,7 +271,7 @@ def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
 
 
 def _stored(cur: Cursor, reports: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    """The stored reports with the keys of these, which are all there.
+    """The stored reports with the keys of these, which are all there unless somebody deletes them.
 
     A month's partition that is made in this very moment may take them out of a statement's sight, once.
     """
