@@ -3,8 +3,8 @@
 import logging
 import select
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from app.observe import CONNECTIONS, POOL_TIMEOUTS
 Row = dict[str, Any]
 POOL_WAIT_SECONDS: Final = 5
 LOCK_WAIT_SECONDS: Final = 90
+ROW_WAIT_SECONDS: Final = 2
+"""For what instances wait for; as `report_usage` does."""
 BUSY: Final = "Another request or session is at work on the same. Try again shortly."
 log = logging.getLogger(__name__)
 
@@ -73,10 +75,8 @@ class Database:
     is set per session and nothing is prepared: behind PgBouncer in transaction pooling this works unchanged.
     """
 
-    def __init__(self, url: str, size: int, revive: Callable[[], None] | None = None) -> None:
-        """`revive` starts a server of our own again, should it have died."""
+    def __init__(self, url: str, size: int) -> None:
         self.url = url
-        self._revive = revive
         self._free = threading.Semaphore(size)
         self._idle: list[psycopg2.extensions.connection] = []
         self._lock = threading.Lock()
@@ -100,7 +100,7 @@ class Database:
 
         Raises Unavailable (503) when the database is away, also when it goes during the commit.
         """
-        with self._connection() as connection:
+        with self._guarded(), self._connection() as connection:
             if not connection.autocommit:
                 with connection.cursor(cursor_factory=Cursor) as cur:
                     yield cur
@@ -132,6 +132,8 @@ class Database:
                 self.lock(cur, name, seconds)
             yield
         finally:
+            with suppress(psycopg2.Error):
+                connection.rollback()  # gives the lock back at once
             connection.close()
 
     def close(self) -> None:
@@ -201,17 +203,9 @@ class Database:
             return connection
 
     def _connect(self) -> psycopg2.extensions.connection:
-        options: dict[str, Any] = {
-            "connect_timeout": 5, "keepalives_idle": 30, "application_name": "zemfyre-billing",
-        }  # fmt: skip
-        connection: psycopg2.extensions.connection
-        try:
-            connection = psycopg2.connect(self.url, **options)
-        except psycopg2.OperationalError:
-            if self._revive is None:
-                raise
-            self._revive()
-            connection = psycopg2.connect(self.url, **options)
+        connection = psycopg2.connect(
+            self.url, connect_timeout=5, keepalives_idle=30, application_name="zemfyre-billing"
+        )
         connection.autocommit = True
         psycopg2.extensions.register_type(_UTC_TIMES, connection)
         return connection

@@ -32,14 +32,9 @@ class Parts:
         if self._db is None:
             with self._opening:
                 if self._db is None:
-                    self._db = self._open()
+                    url = self.settings.database_url or embedded.start(self.settings.data_dir)
+                    self._db = Database(url, self.settings.db_pool_size)
         return self._db
-
-    def _open(self) -> Database:
-        url, folder, size = self.settings.database_url, self.settings.data_dir, self.settings.db_pool_size
-        if url:
-            return Database(url, size)
-        return Database(embedded.start(folder), size, lambda: embedded.revive(folder))
 
 
 @dataclass(frozen=True, slots=True)

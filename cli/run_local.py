@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Final
 from urllib.parse import urlsplit
 
-from app import migrations
+from app import embedded, migrations
 from app.config import ROOT, ConfigError, Settings, load_settings
 from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
@@ -31,6 +31,7 @@ from app.parts import Parts
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
 STOP_SECONDS: Final = 40
+LOOK_SECONDS: Final = 2
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -67,10 +68,14 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
     children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
     _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
     print(_welcome(settings, sandbox), flush=True)
+    look_at = time.monotonic()
     while os.getppid() == parent:
         for name, child in children.items():
             if child.poll() is not None:
                 raise SystemExit(f"The {name} has ended with code {child.returncode}; stopping the rest.")
+        if settings.database_url is None and time.monotonic() > look_at:
+            embedded.revive(settings.data_dir)
+            look_at = time.monotonic() + LOOK_SECONDS
         time.sleep(0.3)
 
 

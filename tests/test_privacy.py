@@ -338,6 +338,24 @@ class TestAtStripe:
         assert len(shop.live()) == 1
         assert shop.plan_and_status(paying) == ("starter", "active")
 
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_what_was_given_to_somebody_else_is_left_alone(self, shop: Shop, linked: bool) -> None:
+        """Its subscription stands on our record still: nothing has told us yet."""
+        customer_id, right = shop.customer(), shop.customer()
+        shop.checkout(customer_id)
+        second = shop.second_at_stripe(customer_id, "b@example.com")
+        assert shop.app.test_cli_runner().invoke(args=["stripe", "sync"]).exit_code == 0
+        assert shop.plan_and_status(customer_id)[0] == "professional"
+        with shop.sandbox.world.transaction() as world:
+            email = shop.get(f"/api/customers/{right}")["email"]
+            world.get("customer", second).update(metadata={"customer_id": right}, email=email)
+        if linked:
+            assert shop.post(f"/api/customers/{right}/portal").status_code == 201
+        assert self.erase(shop, customer_id).exit_code == 0
+        assert len(shop.live()) == 1
+        assert shop.app.test_cli_runner().invoke(args=["stripe", "sync"]).exit_code == 0
+        assert shop.plan_and_status(right) == ("professional", "active")
+
     def test_so_is_one_of_another_address_that_pays_for_it(self, shop: Shop) -> None:
         customer_id, _ = shop.subscribe()
         shop.second_at_stripe(customer_id, "b@example.com")

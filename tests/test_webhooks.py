@@ -19,7 +19,7 @@ from app.db import Database
 from app.errors import Unavailable
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.shop import HOOK, Shop
-from tests.stripe_sandbox import Webhooks
+from tests.stripe_sandbox import Webhooks, billing
 
 Sql = Callable[..., list[dict[str, Any]]]
 Console = Callable[..., Any]
@@ -299,6 +299,21 @@ def test_the_end_of_what_a_second_customer_pays_for(shop: Shop, how: str) -> Non
     shop.deliver()
     assert shop.live() == []
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_what_else_a_customer_that_names_nobody_pays_for_is_not_ours(shop: Shop, console: Console) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    second = shop.second_at_stripe(customer_id)
+    assert console("stripe", "sync").exit_code == 0
+    (ours,) = shop.live()
+    with shop.sandbox.world.transaction() as world:
+        world.get("customer", second)["metadata"] = {}
+        price = billing.recurring_price(world, shop.prices["starter"], "price")
+        billing.create(world, second, [(price, 1)])
+    found = {"id": ours["id"], "object": "subscription", "customer": second}
+    assert send(shop, event(data={"object": found})).json["outcome"] == "done"
+    assert "live at once" not in console("customer", "show", "--id", customer_id).stderr
 
 
 @pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])

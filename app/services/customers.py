@@ -235,24 +235,28 @@ def _delete_at_stripe(customer: Row) -> list[str]:
 
 
 def _all_at_stripe(customer: Row) -> list[str]:
-    """By the link, by its name and address, and by whom its subscriptions are."""
+    """By the link, by its name and address, and by whom its subscriptions are, if they name it still."""
+    stripe, customer_id, linked = parts().stripe, customer["customer_id"], customer["stripe_customer_id"]
     with parts().db.statement() as cur:
-        rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
     fetched = [
-        parts().stripe.retrieve_subscription(row["subscription_id"])
+        stripe.retrieve_subscription(row["subscription_id"])
         for row in rows
         if not is_local(row) and row["status"] not in ENDED_STATUSES
     ]
-    held = [customer["stripe_customer_id"], *(row["stripe_customer_id"] for row in fetched if row)]
-    return list(dict.fromkeys([found for found in held if found] + find_stripe_customers(customer)))
+    paying = {row["stripe_customer_id"] for row in fetched if row} - {linked}
+    named = [stripe_id for stripe_id in sorted(paying) if stripe.owner_of(stripe_id) == customer_id]
+    return ([linked] if linked else []) + find_stripe_customers(customer, also=named)
 
 
-def find_stripe_customers(customer: Row) -> list[str]:
-    """Customers at Stripe that name this one of ours, but for those that are somebody else's here."""
-    found = parts().stripe.find_customers(customer["customer_id"], customer["email"])
+def find_stripe_customers(customer: Row, also: Sequence[str] = ()) -> list[str]:
+    """Customers at Stripe that name this one of ours (those of its address, and `also`), but for those that
+    are somebody else's here.
+    """
+    found = [*also, *parts().stripe.find_customers(customer["customer_id"], customer["email"])]
     with parts().db.statement() as cur:
         others = customers.select_linked_to_others(cur, customer["customer_id"], found)
-    return [stripe_id for stripe_id in found if stripe_id not in others]
+    return [stripe_id for stripe_id in dict.fromkeys(found) if stripe_id not in others]
 
 
 def _erase(cur: Cursor, customer: Row, stripe_ids: list[str]) -> None:

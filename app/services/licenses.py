@@ -8,7 +8,7 @@ from typing import Any, Final
 from flask import has_request_context
 
 from app.config import ConfigError
-from app.db import Cursor, Row
+from app.db import ROW_WAIT_SECONDS, Cursor, Row
 from app.entitlements import Entitlement, entitle, license_expiry
 from app.errors import Forbidden, NotFound, Unauthorized, Unavailable
 from app.licenses import (
@@ -74,6 +74,7 @@ def still_says(current: Row) -> bool:
 def renew_license(customer_id: str) -> Row:
     """Derive the entitlement anew; keep the current license if it still says the same, else issue one."""
     with parts().db.transaction() as cur:
+        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
         customer = hold_customer(cur, customer_id)
         if customer["revoked_at"]:
             raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")

@@ -191,13 +191,12 @@ def handle_event(event: dict[str, Any]) -> str:
 
 
 def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
-    customer_id = None
     if event["type"] in WEBHOOK_EVENTS and event["livemode"] == parts().stripe.livemode:
-        customer_id = _owner(record["stripe_customer_id"]) or _holder(record["object_id"])
-    return _sync_and_record(customer_id, record)
+        return _sync_and_record(*_whose(record), record)
+    return _sync_and_record(None, None, record)
 
 
-def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
+def _sync_and_record(customer_id: str | None, named_by: str | None, record: dict[str, Any]) -> str:
     """The effect of an event and its record, in one transaction; of an erased customer no id is kept."""
     record = record | {
         "customer_id": customer_id,
@@ -206,12 +205,19 @@ def _sync_and_record(customer_id: str | None, record: dict[str, Any]) -> str:
     }
     with parts().stripe.slot() if customer_id else nullcontext(), parts().db.transaction() as cur:
         if customer_id:
-            sync_customer(customer_id, record["event_id"], also=[record["stripe_customer_id"]])
+            sync_customer(customer_id, record["event_id"], also=[named_by])
             customer = customers.lock_customer(cur, customer_id)
             if customer is None or customer["erased_at"]:
                 record |= {"object_id": None, "stripe_customer_id": None}
         events.upsert_event(cur, record)
     return str(record["outcome"])
+
+
+def _whose(record: Row) -> tuple[str | None, str | None]:
+    """Our customer that an event tells of, and the one at Stripe, if that names ours."""
+    stripe_id = record["stripe_customer_id"]
+    named = _owner(stripe_id)
+    return (named, stripe_id) if named else (_holder(record["object_id"]) or record["customer_id"], None)
 
 
 def _owner(stripe_customer_id: str | None) -> str | None:
@@ -289,7 +295,7 @@ def replay_event(event_id: str) -> str:
         known = events.select_event(cur, event_id)
         if known is None:
             raise NotFound(f"There is no event {event_id} on record.")
-    return _sync_and_record(_owner(known["stripe_customer_id"]) or known["customer_id"], known)
+    return _sync_and_record(*_whose(known), known)
 
 
 def sync_all(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import psycopg2
 
-from app.db import Cursor, Row
+from app.db import ROW_WAIT_SECONDS, Cursor, Row
 from app.entitlements import entitle
 from app.errors import Conflict, DomainError, Forbidden, NotFound, Unavailable
 from app.observe import REPORTS
@@ -32,8 +32,6 @@ OTHER_FIGURES: Final = (
 )
 DELETED: Final = "This report was deleted in this moment. Send it again."
 RETRY_MONTH_SECONDS: Final = 60
-ROW_WAIT_SECONDS: Final = 2
-"""As `report_usage` waits."""
 FIGURES: Final = ("active_devices", "total_devices")
 FIGURES_OF_A_WINDOW: Final = (
     "total_reports",

@@ -88,6 +88,24 @@ def test_whatever_stops_a_worker_what_waits_for_a_lock_is_answered(serve, databa
     watch.close()
 
 
+def test_a_license_that_cannot_be_renewed_now_holds_up_no_report(serve, database_url):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="4")
+    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+    with psycopg2.connect(database_url) as blocker, blocker.cursor() as cur:
+        cur.execute("UPDATE licenses SET recheck = TRUE")
+        blocker.commit()
+        cur.execute("UPDATE customers SET updated_at = now()")
+        answer = server.post(
+            "/api/usage/report", report_body(made["customerId"]), headers=bearer(made["license"])
+        )
+        assert (answer.status_code, "license" in answer.json()) == (201, False)
+        license_path = f"/api/licenses/{made['customerId']}"
+        assert server.get(license_path, headers=ADMIN).status_code == 503
+        blocker.rollback()
+    blocker.close()
+    assert server.get(license_path, headers=ADMIN).status_code == 200
+
+
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_row_that_somebody_holds_keeps_nobody_else_out(serve, database_url, batch):
     """As an operator's session does that was left open after an UPDATE."""
