@@ -301,7 +301,9 @@ def test_the_end_of_what_a_second_customer_pays_for(shop: Shop, how: str) -> Non
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
 
 
-def test_what_else_a_customer_that_names_nobody_pays_for_is_not_ours(shop: Shop, console: Console) -> None:
+def test_what_else_a_customer_that_names_nobody_pays_for_is_not_ours(
+    shop: Shop, sql: Sql, console: Console
+) -> None:
     customer_id = shop.customer()
     shop.checkout(customer_id)
     second = shop.second_at_stripe(customer_id)
@@ -314,6 +316,10 @@ def test_what_else_a_customer_that_names_nobody_pays_for_is_not_ours(shop: Shop,
     found = {"id": ours["id"], "object": "subscription", "customer": second}
     assert send(shop, event(data={"object": found})).json["outcome"] == "done"
     assert "live at once" not in console("customer", "show", "--id", customer_id).stderr
+    sql("UPDATE subscriptions SET status = 'past_due' WHERE stripe_subscription_id IS NOT NULL")
+    assert console("stripe", "sync").exit_code == 0
+    assert "live at once" not in console("customer", "show", "--id", customer_id).stderr
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
 
 
 @pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])

@@ -331,7 +331,8 @@ def sync_all(
     progress(0, len(differing))
     for owner, found in differing.items():
         try:
-            differences += sync_customer(owner, also={difference.at for difference in found}) or found
+            named_by = [difference.at for difference in found if difference.at in owners]
+            differences += sync_customer(owner, also=named_by) or found
         except DomainError as error:
             failed[owner] = error.message
         progress(1, 0)
