@@ -100,7 +100,7 @@ class Database:
 
         Raises Unavailable (503) when the database is away, also when it goes during the commit.
         """
-        with self._guarded(), self._connection() as connection:
+        with self._connection() as connection:
             if not connection.autocommit:
                 with connection.cursor(cursor_factory=Cursor) as cur:
                     yield cur
@@ -148,7 +148,8 @@ class Database:
         """The connection that this thread holds, else one from the pool."""
         held = getattr(self._local, "connection", None)
         if held is not None:
-            yield held
+            with self._guarded():
+                yield held
             return
         if not self._free.acquire(timeout=POOL_WAIT_SECONDS):
             POOL_TIMEOUTS.inc()

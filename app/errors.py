@@ -103,7 +103,7 @@ def register_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(DomainError)
     def domain_error(error: DomainError) -> Response:
-        return error_response(error.code, error.message, error.errors, error.headers)
+        return refusal(error)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
@@ -119,6 +119,13 @@ def _where(error: Exception) -> list[str]:
     """
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-FRAMES:]]
+
+
+def refusal(error: DomainError | HTTPException) -> Response:
+    """The answer to either kind."""
+    if isinstance(error, HTTPException):
+        return http_error(error)
+    return error_response(error.code, error.message, error.errors, error.headers)
 
 
 def http_error(error: HTTPException) -> Response:

@@ -13,7 +13,7 @@ from flask import Response, g, make_response, request
 from werkzeug.exceptions import HTTPException
 
 from app.db import Row
-from app.errors import BadRequest, Conflict, DomainError, Invalid, error_response, http_error
+from app.errors import BadRequest, Conflict, DomainError, Invalid, refusal
 from app.http import parse_json, read_body
 from app.parts import now, parts
 from app.queries import idempotency
@@ -136,9 +136,6 @@ def _refused(slot: dict[str, str], body_hash: str, error: DomainError | HTTPExce
     code = error.code or 500
     if code >= 500 or code in _PASSING or isinstance(error, _Running | _OtherBody):
         raise error
-    if isinstance(error, HTTPException):
-        response = http_error(error)
-    else:
-        response = error_response(code, error.message, error.errors, error.headers)
+    response = refusal(error)
     _keep(slot, body_hash, response)
     return response

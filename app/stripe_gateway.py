@@ -115,7 +115,7 @@ class StripeGateway:
         """Stripe's ids of the customers with this address and our id in their metadata, newest first."""
         page = self._call("customers.list", lambda c: c.v1.customers.list({"email": email, "limit": PAGE}))
         found = (customer.to_dict() for customer in page.data)
-        return [str(c["id"]) for c in found if (c.get("metadata") or {}).get("customer_id") == customer_id]
+        return [str(c["id"]) for c in found if named_by(c) == customer_id]
 
     def create_customer(self, customer_id: str, email: str, name: str | None, key: str) -> str:
         params: Any = {"email": email, "metadata": {"customer_id": customer_id}}
@@ -140,7 +140,7 @@ class StripeGateway:
     def owner_of(self, stripe_customer_id: str) -> str | None:
         """Our id in the metadata of a customer, as Stripe has it now."""
         found = self._or_none("customers.retrieve", lambda c: c.v1.customers.retrieve(stripe_customer_id))
-        return None if found is None else (found.to_dict().get("metadata") or {}).get("customer_id")
+        return None if found is None else named_by(found.to_dict())
 
     def delete_customer(self, stripe_customer_id: str) -> None:
         """Delete for good; Stripe ends the subscriptions at once. Gone already is fine."""
@@ -519,6 +519,11 @@ def _translated(error: stripe.StripeError) -> DomainError:
     log.error("stripe failed", extra={"stripe_error": type(error).__name__, "status": error.http_status})
     unheard = isinstance(error, stripe.APIConnectionError)
     return (NoAnswer if unheard else StripeFailed)("Stripe failed or did not answer. Try again.")
+
+
+def named_by(customer: Mapping[str, Any]) -> str | None:
+    """Our id in the metadata of a customer of Stripe's."""
+    return (customer.get("metadata") or {}).get("customer_id")
 
 
 def _options(key: str) -> Any:

@@ -15,7 +15,7 @@ from app.queries import customers, events, subscriptions
 from app.services import audit
 from app.services.customers import end_trials, find_stripe_customers, get_customer
 from app.services.licenses import issue_license
-from app.stripe_gateway import WEBHOOK_EVENTS
+from app.stripe_gateway import WEBHOOK_EVENTS, named_by
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,7 @@ def sync_customer(
         known = {
             row["subscription_id"]: row for row in subscriptions.select_subscriptions(cur, [customer_id])
         }
-        fetched = list(
-            _fetch([i for i in dict.fromkeys([customer["stripe_customer_id"], *also]) if i], known)
-        )
+        fetched = list(_fetch([customer["stripe_customer_id"], *also], known))
         differences = [
             d for row in fetched for d in _compare(customer_id, known.get(row["subscription_id"]), row)
         ]
@@ -80,10 +78,10 @@ def sync_customer(
         return differences
 
 
-def _fetch(stripe_customer_ids: Iterable[str], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
+def _fetch(stripe_customer_ids: Iterable[str | None], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
     """Every subscription of these customers at Stripe, and the known ones: what Stripe lacks as canceled."""
     found = set()
-    for stripe_customer_id in stripe_customer_ids:
+    for stripe_customer_id in filter(None, dict.fromkeys(stripe_customer_ids)):
         for row in parts().stripe.list_subscriptions(stripe_customer_id):
             found.add(row["subscription_id"])
             yield row
@@ -196,7 +194,7 @@ def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
     return _sync_and_record(None, None, record)
 
 
-def _sync_and_record(customer_id: str | None, named_by: str | None, record: dict[str, Any]) -> str:
+def _sync_and_record(customer_id: str | None, also: str | None, record: dict[str, Any]) -> str:
     """The effect of an event and its record, in one transaction; of an erased customer no id is kept."""
     record = record | {
         "customer_id": customer_id,
@@ -205,7 +203,7 @@ def _sync_and_record(customer_id: str | None, named_by: str | None, record: dict
     }
     with parts().stripe.slot() if customer_id else nullcontext(), parts().db.transaction() as cur:
         if customer_id:
-            sync_customer(customer_id, record["event_id"], also=[named_by])
+            sync_customer(customer_id, record["event_id"], also=[also])
             customer = customers.lock_customer(cur, customer_id)
             if customer is None or customer["erased_at"]:
                 record |= {"object_id": None, "stripe_customer_id": None}
@@ -313,7 +311,7 @@ def sync_all(
     owners = {stripe_id: owner for owner, stripe_id in linked.items() if stripe_id}
     unlinked: dict[str, str] = {}
     for customer in parts().stripe.list_customers():
-        owner = (customer.get("metadata") or {}).get("customer_id")
+        owner = named_by(customer)
         if owner is None or owner not in linked:
             continue
         if owners.setdefault(customer["id"], owner) == owner and not linked[owner]:
@@ -331,8 +329,8 @@ def sync_all(
     progress(0, len(differing))
     for owner, found in differing.items():
         try:
-            named_by = [difference.at for difference in found if difference.at in owners]
-            differences += sync_customer(owner, also=named_by) or found
+            also = [difference.at for difference in found if difference.at in owners]
+            differences += sync_customer(owner, also=also) or found
         except DomainError as error:
             failed[owner] = error.message
         progress(1, 0)

@@ -61,7 +61,7 @@ def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, A
         if is_new:
             _watch(cur, answer, row, since)
         else:
-            _judge_anew([report["customer_id"]], since)
+            _judge_anew([report], since)
     REPORTS.labels("accepted" if is_new else "duplicate").inc()
     return answer, is_new
 
@@ -145,11 +145,9 @@ def _standing(cur: Cursor, customer_id: str, since: datetime) -> Row | None:
     return next(iter(usage.select_usage_standings(cur, [customer_id], since)), None)
 
 
-def _judge_anew(customer_ids: Sequence[str], since: datetime) -> None:
+def _judge_anew(reports: Iterable[Row], since: datetime) -> None:
     """For reports that come again: the first time may have been cut off between storing and judging."""
-    with parts().db.statement() as cur:
-        standings = usage.select_usage_standings(cur, customer_ids, since)
-    for standing in standings:
+    for standing in _standings(reports, since).values():
         _judge_level(standing, _entitled(standing)["device_limit"], standing["active"])
 
 
@@ -258,7 +256,7 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
     if newest:
         _watch_batch(newest, known, before, since)
     if stored:
-        _judge_anew(sorted({customer_id for customer_id, _, _ in stored}), since)
+        _judge_anew(stored.values(), since)
 
 
 def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
