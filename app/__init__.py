@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> Flask:
             },
         },
     )
-    observe(app)
+    observe(app, settings.log_format)
     limit_rates(app, settings)
     errors.register_error_handlers(app)
     api = Api(app)

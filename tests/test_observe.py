@@ -1,10 +1,13 @@
 """What the service tells of itself: log lines and metrics, of one process and of several."""
 
+import io
 import json
 import logging
 import os
 import re
 import signal
+import sys
+from contextlib import suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,6 +69,17 @@ def test_text_for_a_terminal(serve):
     lines = server.log.read_text().splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d (info|warning|error) +\S", line) for line in lines)
     assert any("route=/health status=200 ms=" in line for line in lines)
+
+
+def test_a_log_that_cannot_be_written_is_no_requests_trouble(client, monkeypatch):
+    full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), line_buffering=True)
+    with pytest.raises(OSError, match="No space"):
+        full.write("a line\n")
+    monkeypatch.setattr(sys, "stderr", full)
+    assert client.get("/health").status_code == 200
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
 
 
 def test_one_line_a_stripe_call_and_a_webhook(make_app, stripe_environ, sandbox, capsys):
