@@ -165,7 +165,17 @@ def _age(subscription: Row) -> tuple[datetime, int]:
 
 def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
     """A subscription as callers see it: its row, the status of the moment, and what it alone grants."""
-    granted = entitle(customer, [subscription], now)
+    return _described(subscription, entitle(customer, [subscription], now))
+
+
+def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime) -> dict[str, Any]:
+    """A customer with the subscription that counts, which grants beside the others what it grants alone."""
+    granted = entitle(customer, subscriptions, now)
+    current = granted.subscription
+    return {**customer, "subscription": current and _described(current, granted)}
+
+
+def _described(subscription: Row, granted: Entitlement) -> dict[str, Any]:
     return {
         **subscription,
         "status": granted.status,
@@ -174,9 +184,3 @@ def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
         "features": granted.plan.features(granted.device_limit, granted.retention_days),
         "limits": granted.plan.limits(),
     }
-
-
-def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime) -> dict[str, Any]:
-    """A customer with the subscription that counts."""
-    current = entitle(customer, subscriptions, now).subscription
-    return {**customer, "subscription": current and describe(customer, current, now)}
