@@ -1,8 +1,10 @@
 """The connection pool and `transaction()`: the only file that commits."""
 
 import logging
+import queue
 import select
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -77,10 +79,12 @@ class Database:
 
     def __init__(self, url: str, size: int) -> None:
         self.url = url
-        self._free = threading.Semaphore(size)
-        self._idle: list[psycopg2.extensions.connection] = []
-        self._lock = threading.Lock()
+        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(size):
+            self._permits.put(None)
+        self._idle: deque[psycopg2.extensions.connection] = deque()
         self._local = threading.local()
+        self._guarded = _Guard(self)
         self.size = size
         CONNECTIONS.labels("allowed").inc(size)
         self._in_use = CONNECTIONS.labels("in_use")
@@ -124,10 +128,10 @@ class Database:
         That connection is beyond the pool's size: holders never starve the work that they wait for.
         It stores nothing: should the server end it meanwhile, what was done inside is done all the same.
         """
-        with self._guarded():
+        with self._guarded:
             connection = self._connect()
         try:
-            with self._guarded(), connection.cursor(cursor_factory=Cursor) as cur:
+            with self._guarded, connection.cursor(cursor_factory=Cursor) as cur:
                 connection.autocommit = False
                 self.lock(cur, name, seconds)
             yield
@@ -138,26 +142,27 @@ class Database:
 
     def close(self) -> None:
         """Close what is idle; connections in use close when they come back."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg2.extensions.connection]:
         """The connection that this thread holds, else one from the pool."""
         held = getattr(self._local, "connection", None)
         if held is not None:
-            with self._guarded():
+            with self._guarded:
                 yield held
             return
-        if not self._free.acquire(timeout=POOL_WAIT_SECONDS):
+        try:
+            self._permits.get(timeout=POOL_WAIT_SECONDS)
+        except queue.Empty:
             POOL_TIMEOUTS.inc()
-            raise Unavailable("All database connections are busy. Try again shortly.")
+            raise Unavailable("All database connections are busy. Try again shortly.") from None
         self._in_use.inc()
         connection = None
         try:
-            with self._guarded():
+            with self._guarded:
                 connection = self._local.connection = self._take()
                 yield connection
         except Unavailable:
@@ -169,39 +174,18 @@ class Database:
             if connection is not None:
                 self._give_back(connection)
             self._in_use.dec()
-            self._free.release()
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turn 'the database is away' into Unavailable."""
-        try:
-            yield
-        except (pg.UndefinedTable, pg.UndefinedFunction) as error:
-            raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
-        except pg.InsufficientPrivilege as error:
-            log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
-            raise Unavailable("This service's role in the database lacks a right; see its log.") from error
-        except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
-            raise Unavailable(BUSY) from error
-        except psycopg2.Error as error:
-            # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
-            if not isinstance(error, _PASSING) and type(error) is not psycopg2.DatabaseError:
-                raise
-            log.warning("database not available: %s", str(error).partition("\n")[0])
-            self.close()  # the others are most likely dead as well
-            raise Unavailable("The database is not available. Try again shortly.") from error
+            self._permits.put(None)
 
     def _take(self) -> psycopg2.extensions.connection:
-        while True:
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return self._connect()
-            # A quiet connection has nothing to read; a readable one has been closed by the server.
-            if connection.closed or _is_readable(connection):
+        """The idle one that was used last, else a new one."""
+        with suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                # A quiet connection has nothing to read; a readable one has been closed by the server.
+                if not connection.closed and not _is_readable(connection):
+                    return connection
                 connection.close()
-                continue
-            return connection
+        return self._connect()
 
     def _connect(self) -> psycopg2.extensions.connection:
         connection = psycopg2.connect(
@@ -214,11 +198,36 @@ class Database:
     def _give_back(self, connection: psycopg2.extensions.connection) -> None:
         """Back into the pool, unless it is broken or something was left open on it."""
         status = psycopg2.extensions.TRANSACTION_STATUS_IDLE
-        if connection.closed or not connection.autocommit or connection.info.transaction_status != status:
+        if connection.closed or not connection.autocommit or connection.get_transaction_status() != status:
             connection.close()
             return
-        with self._lock:
-            self._idle.append(connection)
+        self._idle.append(connection)
+
+
+class _Guard:
+    """Turns 'the database is away' into Unavailable. A class, as a generator takes longer for each use."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, psycopg2.Error):
+            return
+        if isinstance(error, pg.UndefinedTable | pg.UndefinedFunction):
+            raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
+        if isinstance(error, pg.InsufficientPrivilege):
+            log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
+            raise Unavailable("This service's role in the database lacks a right; see its log.") from error
+        if isinstance(error, pg.LockNotAvailable | pg.DeadlockDetected):
+            raise Unavailable(BUSY) from error
+        # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
+        if isinstance(error, _PASSING) or type(error) is psycopg2.DatabaseError:
+            log.warning("database not available: %s", str(error).partition("\n")[0])
+            self._database.close()  # the others are most likely dead as well
+            raise Unavailable("The database is not available. Try again shortly.") from error
 
 
 @contextmanager

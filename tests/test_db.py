@@ -1,5 +1,6 @@
 """The pool and its transactions, and what becomes of requests when PostgreSQL goes away."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[str, Callable[..., None]]]:
 
 
 def in_use(db: Database) -> int:
-    return db.size - db._free._value
+    return db.size - db._permits.qsize()
 
 
 def insert(db: Database, number: int) -> None:
@@ -135,9 +136,9 @@ class Busy:
     def __init__(self, waits: list[float]) -> None:
         self._waits = waits
 
-    def acquire(self, *, timeout: float) -> bool:
+    def get(self, *, timeout: float) -> None:
         self._waits.append(timeout)
-        return False
+        raise queue.Empty
 
 
 @pytest.mark.parametrize("route", ["/api/customers", "/api/licenses", "/api/usage", "/api/subscriptions"])
@@ -149,7 +150,7 @@ def test_exhausted_pool_is_waited_for_once(
     ask = {"path": f"{route}/{made['customerId']}", "headers": bearer(made["license"])}
     assert app.test_client().get(**ask).status_code == 200
     waits: list[float] = []
-    monkeypatch.setattr(app.extensions["parts"].db, "_free", Busy(waits))
+    monkeypatch.setattr(app.extensions["parts"].db, "_permits", Busy(waits))
     assert app.test_client().get(**ask).status_code == 503
     assert waits == [5]
 
@@ -186,7 +187,7 @@ def test_open_transaction_never_goes_back_into_the_pool(db: Database) -> None:
     with db.statement() as cur:
         cur.execute("BEGIN")
         cur.execute("INSERT INTO notes VALUES (1)")
-    assert db._idle == []
+    assert not db._idle
     assert notes(db) == []
 
 
