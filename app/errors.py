@@ -93,6 +93,11 @@ class Unavailable(DomainError):
     headers = {"Retry-After": "5"}
 
 
+def invalid(location: str, messages: Any) -> Invalid:
+    """A 422 for what marshmallow found in the `json` or `query`."""
+    return Invalid("Some fields are not as they should be; see errors.", errors={location: messages})
+
+
 def invalid_field(field: str, message: str) -> Invalid:
     """A 422 for one field of the JSON body."""
     return Invalid(f"{field}: {message}", errors={"json": {field: [message]}})
@@ -129,16 +134,11 @@ def refusal(error: DomainError | HTTPException) -> Response:
 
 
 def http_error(error: HTTPException) -> Response:
-    """Werkzeug's and webargs' own errors (404, 405, 422 …) in the same shape."""
-    data = getattr(error, "data", None) or {}
-    errors = data.get("messages")
-    message = error.description or ""
-    if errors:
-        message = "Some fields are not as they should be; see errors."
+    """Werkzeug's own errors (404, 405, 413 …) in the same shape."""
     headers = {}
     if error.code == 405 and getattr(error, "valid_methods", None):
         headers["Allow"] = ", ".join(error.valid_methods)  # type: ignore[attr-defined]
-    return error_response(error.code or 500, message, errors, headers)
+    return error_response(error.code or 500, error.description or "", headers=headers)
 
 
 def error_response(

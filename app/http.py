@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import wraps
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import flask_smorest
-from flask import Request, request
-from marshmallow import Schema
-from webargs.flaskparser import FlaskParser
+from flask import Response, jsonify, request
+from marshmallow import Schema, ValidationError
 
 from app.encoding import read_json
-from app.errors import BadRequest, Invalid, TooLarge, UnsupportedMediaType
-from app.schemas.base import ErrorSchema
+from app.errors import BadRequest, Invalid, TooLarge, UnsupportedMediaType, invalid
+from app.schemas.base import ErrorSchema, InputSchema
 
 BODY_LIMIT: Final = 64 * 1024
 BATCH_LIMIT: Final = 1024 * 1024
@@ -46,55 +46,87 @@ def read_body() -> bytes:
     One whose length is told beforehand Werkzeug refuses unread; one in chunks it cuts at the limit.
     """
     body = request.get_data(cache=True)
-    limit = request.max_content_length
-    may_be_cut = request.content_length is None and limit is not None and len(body) >= limit
-    if may_be_cut and request.environ["wsgi.input"].read(1):
-        raise TooLarge("The body is too large.")
+    if request.content_length is None:
+        limit = request.max_content_length
+        if limit is not None and len(body) >= limit and request.environ["wsgi.input"].read(1):
+            raise TooLarge("The body is too large.")
     return body
 
 
-def json_body() -> Any:
-    """The JSON body of this request, None when there is none. Raises BadRequest, UnsupportedMediaType."""
+def json_body(*, optional: bool) -> Any:
+    """The JSON body of this request, `{}` for an optional one that is not there, or `null`.
+
+    Raises BadRequest, UnsupportedMediaType.
+    """
     body = read_body()
-    if not body:
-        return None
-    if not request.is_json:
+    if body and not request.is_json:
         raise UnsupportedMediaType("Send the body as application/json.")
-    return parse_json(body)
+    given = parse_json(body) if body else None
+    if given is None and not optional:
+        raise BadRequest("A JSON body is needed.")
+    return {} if given is None else given
 
 
-class JsonParser(FlaskParser):
-    """webargs with our rules; each schema says itself that unknown fields are refused."""
-
-    DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}
-
-    def load_json(self, req: Request, schema: Schema) -> Any:
-        body = json_body()
-        if body is None:
-            if getattr(schema, "body_optional", False):
-                return {}
-            raise BadRequest("A JSON body is needed.")
-        return body
-
-    def load_querystring(self, req: Request, schema: Schema) -> Any:
-        for name, values in req.args.lists():
-            if len(values) > 1:
-                raise Invalid(
-                    f"{name}: given more than once",
-                    errors={"query": {name: ["Given more than once."]}},
-                )
-        return req.args.to_dict()
+def query() -> dict[str, str]:
+    """The query of this request. Raises Invalid."""
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise Invalid(
+                f"{name}: given more than once",
+                errors={"query": {name: ["Given more than once."]}},
+            )
+    return request.args.to_dict()
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """A blueprint whose routes document the refusals that their guard and body bring with them."""
+    """Documents what flask-smorest does, and the refusals that a route's guard and body bring with them.
 
-    ARGUMENTS_PARSER = JsonParser()
+    Of its decorators only the documents are taken: what they do at each request takes several steps more
+    than our views need.
+    """
 
-    def arguments(self, schema: Any, **options: Any) -> Callable[[Any], Any]:
-        """Made once, here: of a class webargs would make a new schema for every request."""
-        made = schema() if isinstance(schema, type) else schema
-        return super().arguments(made, **options)  # type: ignore[no-any-return]
+    def arguments(
+        self, schema: type[InputSchema], *, location: Literal["json", "query"] = "json", **options: Any
+    ) -> Callable[[Any], Any]:
+        """The view's first argument: the body or the query, as the schema loads it. Raises Invalid."""
+        made = schema()
+        options["required"] = not made.body_optional
+        document = super().arguments(made, location=location, **options)
+
+        def decorator(view: Any) -> Any:
+            @wraps(view)
+            def called(*args: Any, **kwargs: Any) -> Any:
+                given = query() if location == "query" else json_body(optional=made.body_optional)
+                try:
+                    loaded = made.load(given)
+                except ValidationError as error:
+                    raise invalid(location, error.messages) from None
+                return view(loaded, *args, **kwargs)
+
+            called._apidoc = document(view)._apidoc  # type: ignore[attr-defined]
+            return called
+
+        return decorator
+
+    def response(self, status_code: int, schema: type[Schema], **options: Any) -> Callable[[Any], Any]:
+        """What the view returns, written by the schema, unless it is a Response already."""
+        made = schema()
+        document = super().response(status_code, made, **options)
+
+        def decorator(view: Any) -> Any:
+            @wraps(view)
+            def answered(*args: Any, **kwargs: Any) -> Response:
+                answer = view(*args, **kwargs)
+                if isinstance(answer, Response):
+                    return answer
+                response = jsonify(made.dump(answer))
+                response.status_code = status_code
+                return response
+
+            answered._apidoc = document(view)._apidoc  # type: ignore[attr-defined]
+            return answered
+
+        return decorator
 
     def route(self, rule: str, *, errors: tuple[int, ...] = (), **options: Any) -> Callable[[Any], Any]:
         """`errors`: the statuses a view may answer besides the usual ones."""
@@ -102,9 +134,10 @@ class Blueprint(flask_smorest.Blueprint):
 
         def decorator(view: Any) -> Any:
             codes = {429, 503, *errors}
+            besides: dict[str, Any] = {}
             if view.guard in ("admin", "own"):
                 codes |= {401, 403}
-                view = self.doc(security=[{"bearer": []}])(view)
+                besides["security"] = [{"bearer": []}]
             if "<" in rule:
                 codes.add(404)
             places = {
@@ -115,15 +148,16 @@ class Blueprint(flask_smorest.Blueprint):
             if "json" in places:
                 codes |= {400, 413, 415}
             if getattr(view, "takes_idempotency_key", False):
-                view = self.doc(parameters=[IDEMPOTENCY_KEY])(view)
-            return register(_with_refusals(view, sorted(codes)))
+                besides["parameters"] = [IDEMPOTENCY_KEY]
+            return register(_documented(view, sorted(codes), besides))
 
         return decorator
 
 
-def _with_refusals(view: Any, codes: list[int]) -> Any:
-    """Document these statuses as `alt_response` does, which would wrap the view once for each of them."""
+def _documented(view: Any, codes: list[int], besides: dict[str, Any]) -> Any:
+    """Document refusals as `alt_response` does, and the rest as `doc`; both would wrap the view once more."""
     view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
+    view._apidoc["manual_doc"] = besides
     responses = view._apidoc.setdefault("response", {}).setdefault("responses", {})
     for code in codes:
         refusal = {"schema": ErrorSchema(), "description": HTTPStatus(code).phrase, "content_type": None}

@@ -68,7 +68,7 @@ def update(body: dict[str, Any], customer_id: str) -> Row:
 
 @blp.route("/<customer_id>/portal", methods=["POST"], errors=(409, 502))
 @own
-@blp.arguments(PortalWish, required=False)
+@blp.arguments(PortalWish)
 @blp.response(201, PortalAnswer)
 def portal(body: dict[str, Any], customer_id: str) -> Row:
     """Open Stripe's billing portal"""

@@ -36,7 +36,7 @@ def show(customer_id: str) -> Row:
 
 @blp.route("/api/licenses/<customer_id>/revoke", methods=["POST"])
 @admin
-@blp.arguments(RevokeWish, required=False)
+@blp.arguments(RevokeWish)
 @blp.response(200, RevocationAnswer)
 def revoke(body: dict[str, Any], customer_id: str) -> Row:
     """Revoke every license of a customer, and give out none until reinstated"""
@@ -45,7 +45,7 @@ def revoke(body: dict[str, Any], customer_id: str) -> Row:
 
 @blp.route("/api/licenses/<customer_id>/reinstate", methods=["POST"])
 @admin
-@blp.arguments(NoWish, required=False)
+@blp.arguments(NoWish)
 @blp.response(200, RevocationAnswer)
 def reinstate(_: dict[str, Any], customer_id: str) -> Row:
     """Give out licenses again, beginning with a new one"""

@@ -63,7 +63,7 @@ def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(CancelWish, required=False)
+@blp.arguments(CancelWish)
 @blp.response(200, SubscriptionAnswer)
 def cancel(body: dict[str, Any], subscription_id: str) -> Row:
     """End now, or at the end of the paid period"""
@@ -72,7 +72,7 @@ def cancel(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(NoWish, required=False)
+@blp.arguments(NoWish)
 @blp.response(200, SubscriptionAnswer)
 def resume(_: dict[str, Any], subscription_id: str) -> Row:
     """Withdraw a pending cancellation"""

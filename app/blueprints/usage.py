@@ -7,7 +7,7 @@ from marshmallow import ValidationError
 
 from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
 from app.db import Row
-from app.errors import DomainError, Invalid
+from app.errors import DomainError, invalid
 from app.http import Blueprint
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
@@ -94,4 +94,4 @@ def _judge(item: Any) -> dict[str, Any] | DomainError:
     try:
         return _report.load(item)
     except ValidationError as error:
-        return Invalid("Some fields are not as they should be.", errors={"json": error.messages})
+        return invalid("json", error.messages)
