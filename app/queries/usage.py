@@ -109,18 +109,26 @@ def select_usage_reports(
     )
 
 
-def select_usage_of(cur: Cursor, customer_id: str, *, jti: str | None, since: datetime) -> Row | None:
+def select_usage_of(
+    cur: Cursor, customer_id: str, *, jti: str | None, since: datetime, silent_before: datetime
+) -> Row | None:
     """What a customer may use by its current license, the figures of the contract's section 6 since then,
-    and what is known of the license presented (`jti`). None: there is no such customer.
+    whether any instance is silent, and what is known of the license presented (`jti`).
+
+    None: there is no such customer.
     """
     return cur.one(
         f"""
         SELECT %(customer_id)s AS customer_id, plan, device_limit, renews_at, recheck, erased_at,
-               license_known, license_revoked_at, {WINDOW_FIGURES}
+               license_known, license_revoked_at, {WINDOW_FIGURES},
+               EXISTS (SELECT 1
+                         FROM instances
+                        WHERE customer_id = %(customer_id)s
+                          AND last_reported_at < %(silent_before)s) AS any_silent
           FROM find_license(%(customer_id)s, %(jti)s)
           LEFT JOIN read_usage_figures(ARRAY[%(customer_id)s], %(since)s) ON TRUE
         """,
-        {"customer_id": customer_id, "jti": jti, "since": since},
+        {"customer_id": customer_id, "jti": jti, "since": since, "silent_before": silent_before},
     )
 
 

@@ -348,12 +348,14 @@ def usage_of(
 
     `jti` is the license presented, if one was; raises what `check_presented` does.
     """
-    since = now() - timedelta(days=days)
+    since, silent_before = now() - timedelta(days=days), now() - SILENT_AFTER
+    silent: list[Row] = []
     with parts().db.statement() as cur:
-        found = usage.select_usage_of(cur, customer_id, jti=jti, since=since)
+        found = usage.select_usage_of(cur, customer_id, jti=jti, since=since, silent_before=silent_before)
         row = check_presented(found, customer_id, jti)
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
-        silent = usage.select_silent_instances(cur, customer_id=customer_id, before=now() - SILENT_AFTER)
+        if row["any_silent"]:
+            silent = usage.select_silent_instances(cur, customer_id=customer_id, before=silent_before)
     row = _entitled(row)
     return {
         "plan": row["plan"],

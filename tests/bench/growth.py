@@ -144,7 +144,7 @@ def _statements(cur: Cursor, people: int) -> dict[str, Callable[[], Any]]:
 
     def summary() -> None:
         since = datetime.now(UTC) - timedelta(days=30)
-        usage.select_usage_of(cur, customer_id(who()), jti=None, since=since)
+        usage.select_usage_of(cur, customer_id(who()), jti=None, since=since, silent_before=since)
 
     return {
         "history, first page of 100": lambda: history(False),
