@@ -1,5 +1,6 @@
 """The conventions of every route: bodies, errors, request ids, idempotency keys."""
 
+import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,28 @@ def test_bodies(client, sql, body: bytes, status: int):
     assert answer.status_code == status
     assert answer.json["code"] == status
     assert answer.json["requestId"] == answer.headers["X-Request-ID"]
+    assert sql("SELECT 1 FROM customers") == []
+
+
+class Broken(io.BytesIO):
+    """Chunks that are none."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError("no chunk")
+
+
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (io.BytesIO(b'{"email": "ada@example.com"}'), {"CONTENT_LENGTH": "29"}),
+        (Broken(), {"CONTENT_LENGTH": "29"}),
+        (Broken(), {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}),
+    ],
+)
+def test_a_body_that_breaks_off_is_none(client, sql, stream: io.BytesIO, told: dict):
+    environ = told | {"wsgi.input": stream, "CONTENT_TYPE": "application/json"}
+    answer = client.post("/api/customers", headers=ADMIN, environ_overrides=environ)
+    assert answer.status_code == 400
     assert sql("SELECT 1 FROM customers") == []
 
 
