@@ -13,11 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import requests
 
 from app.config import ROOT
 from app.keyring import load_signing_key
@@ -101,16 +100,20 @@ def measure(world: World, seconds: float, turns: int) -> list[dict[str, Any]]:
 
 
 def overview(service: str) -> None:
-    """Every customer's figures, page by page on one connection, as a dashboard would fetch them."""
-    with requests.Session() as session:
-        session.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
-        query: dict[str, Any] = {"limit": 200}
-        while True:
-            answer = session.get(f"{service}/api/usage", params=query, timeout=30)
-            answer.raise_for_status()
-            query["cursor"] = answer.json()["nextCursor"]
-            if query["cursor"] is None:
-                return
+    """Every customer's figures, page by page on one connection, as a dashboard would fetch them.
+
+    With the plainest client: others take a millisecond of their own for a page.
+    """
+    connection = HTTPConnection(service.removeprefix("http://"), timeout=30)
+    path: str | None = "/api/usage?limit=200"
+    while path is not None:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {ADMIN_KEY}"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise SystemExit(f"the overview was answered {answer.status}")
+        cursor = json.loads(answer.read())["nextCursor"]
+        path = cursor and f"/api/usage?limit=200&cursor={cursor}"
+    connection.close()
 
 
 def console(world: World) -> None:
