@@ -13,7 +13,6 @@ from app import auth, errors
 from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
 from app.config import ConfigError, Settings, load_settings
 from app.encoding import JsonProvider
-from app.http import BATCH_LIMIT, BODY_LIMIT
 from app.observe import logging_config, observe
 from app.parts import Parts
 from app.ratelimit import limit_rates
@@ -60,7 +59,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["parts"] = Parts(settings)
     app.url_map.merge_slashes = False  # which redirects to whatever Host the caller names
     app.config.update(
-        MAX_CONTENT_LENGTH=BODY_LIMIT,
         API_TITLE="Zemfyre billing control plane",
         API_VERSION=__version__,
         OPENAPI_VERSION="3.1.0",
@@ -99,7 +97,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _protect(app: Flask, settings: Settings) -> None:
-    """Body limits before a body is read, security headers, and CORS only for origins that are named."""
+    """Security headers, and CORS only for origins that are named."""
 
     hardening = [
         ("X-Content-Type-Options", "nosniff"),
@@ -108,12 +106,6 @@ def _protect(app: Flask, settings: Settings) -> None:
     ]
     if settings.base_url.startswith("https://"):
         hardening.append(("Strict-Transport-Security", "max-age=31536000"))
-
-    @app.before_request
-    def cap_body() -> None:
-        # Stripe's events may be long as well, and one refused here would never get through.
-        if request.path in ("/api/usage/reports", "/webhooks/stripe"):
-            request.max_content_length = BATCH_LIMIT
 
     @app.after_request
     def harden(response: Response) -> Response:

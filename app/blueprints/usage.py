@@ -8,7 +8,7 @@ from marshmallow import ValidationError
 from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
 from app.db import Row
 from app.errors import DomainError, invalid
-from app.http import Blueprint
+from app.http import Blueprint, answer
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
@@ -35,10 +35,8 @@ _answer = ReportAnswer()
 def report(body: dict[str, Any]) -> Response:
     """Take in a usage report, and renew the license if need be"""
     require_own(body["customer_id"])
-    answer, is_new = usage.receive_report(body, caller().jti)
-    response = jsonify(_answer.dump(answer))
-    response.status_code = 201 if is_new else 200
-    return response
+    taken, is_new = usage.receive_report(body, caller().jti)
+    return answer(_answer.dump(taken), 201 if is_new else 200)
 
 
 @blp.route("/reports", methods=["POST"])
