@@ -13,6 +13,7 @@ from app import auth, errors
 from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
 from app.config import ConfigError, Settings, load_settings
 from app.encoding import JsonProvider
+from app.http import BODY_LIMIT
 from app.observe import logging_config, observe
 from app.parts import Parts
 from app.ratelimit import limit_rates
@@ -59,6 +60,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["parts"] = Parts(settings)
     app.url_map.merge_slashes = False  # which redirects to whatever Host the caller names
     app.config.update(
+        MAX_CONTENT_LENGTH=BODY_LIMIT,  # for whoever should read one otherwise than by `read_body`
         API_TITLE="Zemfyre billing control plane",
         API_VERSION=__version__,
         OPENAPI_VERSION="3.1.0",

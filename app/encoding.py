@@ -1,10 +1,11 @@
-"""JSON as we write it (compact, times as RFC 3339 in UTC) and as we read it (strictly). Pure."""
+"""JSON as we write it (compact, times as RFC 3339 in UTC) and as we read it (strictly). No database."""
 
 import json
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
 import orjson
+from flask import Response
 from flask.json.provider import DefaultJSONProvider
 
 
@@ -48,6 +49,11 @@ def plain(value: Any) -> Any:
 def rfc3339(moment: datetime) -> str:
     """UTC with `Z`; fractions only where there are some."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def json_answer(body: Any, status: int) -> Response:
+    """In fewer steps than `jsonify`, which leaves the status for later."""
+    return Response(f"{json_text(body)}\n", status, mimetype="application/json")
 
 
 class JsonProvider(DefaultJSONProvider):

@@ -169,7 +169,10 @@ def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
 
 
 def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime) -> dict[str, Any]:
-    """A customer with the subscription that counts, which grants beside the others what it grants alone."""
+    """A customer with the subscription that counts.
+
+    `entitle` says of that one the same among all as it does alone; hence it is asked once.
+    """
     granted = entitle(customer, subscriptions, now)
     current = granted.subscription
     return {**customer, "subscription": current and _described(current, granted)}

@@ -6,8 +6,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from flask import Flask, Response, g, jsonify
+from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
+
+from app.encoding import json_answer
 
 FRAMES: Final = 8
 log = logging.getLogger(__name__)
@@ -149,7 +151,6 @@ def error_response(
     if errors is not None:
         body["errors"] = errors
     body["requestId"] = g.get("request_id")
-    response = jsonify(body)
-    response.status_code = code
+    response = json_answer(body, code)
     response.headers.update(headers or {})
     return response

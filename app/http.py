@@ -8,16 +8,17 @@ from typing import Any, Final, Literal
 
 import flask_smorest
 from flask import Response, request
+from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
 
-from app.encoding import json_text, read_json
+from app.encoding import json_answer, read_json
 from app.errors import BadRequest, Invalid, TooLarge, UnsupportedMediaType, invalid
 from app.schemas.base import ErrorSchema, InputSchema
 
 BODY_LIMIT: Final = 64 * 1024
 LONG_BODY_LIMIT: Final = 1024 * 1024
 LONG_BODIES: Final = ("/api/usage/reports", "/webhooks/stripe")
-"""Batches; and Stripe's events, of which one that was refused would never get through."""
+"""Where batches come in; and Stripe's events, of which one that was refused would never get through."""
 IDEMPOTENCY_KEY: Final = {
     "in": "header",
     "name": "Idempotency-Key",
@@ -61,7 +62,7 @@ def _read() -> bytes:
         raise TooLarge("The body is too large.")
     try:
         body: bytes = request.environ["wsgi.input"].read(limit + 1 if length is None else length)
-    except (OSError, ValueError):  # chunks that are none
+    except (ParseException, OSError, ValueError):  # chunks that are none
         raise BadRequest("The body cannot be read.") from None
     if len(body) > limit:
         raise TooLarge("The body is too large.")
@@ -82,11 +83,6 @@ def json_body(*, optional: bool) -> Any:
     if given is None and not optional:
         raise BadRequest("A JSON body is needed.")
     return {} if given is None else given
-
-
-def answer(body: Any, status: int) -> Response:
-    """As JSON; in fewer steps than `jsonify`, which leaves the status for later."""
-    return Response(f"{json_text(body)}\n", status, mimetype="application/json")
 
 
 def query() -> dict[str, str]:
@@ -139,7 +135,7 @@ class Blueprint(flask_smorest.Blueprint):
             @wraps(view)
             def answered(*args: Any, **kwargs: Any) -> Response:
                 result = view(*args, **kwargs)
-                return result if isinstance(result, Response) else answer(made.dump(result), status_code)
+                return result if isinstance(result, Response) else json_answer(made.dump(result), status_code)
 
             answered._apidoc = document(view)._apidoc  # type: ignore[attr-defined]
             return answered
@@ -175,7 +171,7 @@ class Blueprint(flask_smorest.Blueprint):
 def _documented(view: Any, codes: list[int], besides: dict[str, Any]) -> Any:
     """Document refusals as `alt_response` does, and the rest as `doc`; both would wrap the view once more."""
     view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
-    view._apidoc["manual_doc"] = besides
+    view._apidoc.setdefault("manual_doc", {}).update(besides)
     responses = view._apidoc.setdefault("response", {}).setdefault("responses", {})
     for code in codes:
         refusal = {"schema": ErrorSchema(), "description": HTTPStatus(code).phrase, "content_type": None}

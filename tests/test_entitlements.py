@@ -331,6 +331,19 @@ def test_the_fingerprint_follows_what_is_granted_and_nothing_else() -> None:
     assert len({base, *map(fingerprint, changed)}) == 7
 
 
+def test_the_one_that_counts_is_described_as_it_is_alone() -> None:
+    kinds: list[dict[str, Any]] = [
+        *(stripe_row(status) for status in STRIPE_STATUSES),
+        *(stripe_row(status, plan) for status in ("active", "past_due") for plan in ("starter", "unknown")),
+        *(trial_row(ends, plan) for ends in (4 * DAY, -DAY) for plan in ("trial", "enterprise")),
+    ]
+    owner = CUSTOMER | {"max_devices": 7, "retention_days": 9}
+    for customer, *rows in itertools.product((CUSTOMER, owner), kinds, kinds, kinds):
+        described = describe_customer(customer, rows, NOW)["subscription"]
+        row = next(row for row in rows if row["id"] == described["id"])
+        assert described == describe(customer, row, NOW)
+
+
 def test_a_described_subscription_tells_of_a_pending_end_however_it_was_set() -> None:
     period_end = NOW + 20 * DAY
     for changes, pending in (

@@ -397,6 +397,17 @@ def chunks(total: int, size: int = 8 * KIB) -> list[bytes]:
     return whole + ([b"%x\r\n%s\r\n" % (rest, b" " * rest)] if rest else []) + [b"0\r\n\r\n"]
 
 
+@pytest.mark.parametrize("path", ["/api/customers", "/webhooks/stripe"])
+@pytest.mark.parametrize(
+    "chunk",
+    [b"zz\r\nabc\r\n", b"0xf\r\n", b"-5\r\nabc\r\n", b"3\r\nabcd\r\n", b"3\r\nabc", b"3;\x00\r\nabc\r\n"],
+)
+def test_ill_formed_chunks_are_no_body(server: Server, path: str, chunk: bytes) -> None:
+    login = f"Authorization: {ADMIN['Authorization']}"
+    answer = raw(server, path, [login, "Transfer-Encoding: chunked"], [chunk, b"0\r\n\r\n"])
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+
+
 def test_bodies_are_capped_before_they_are_read(server: Server) -> None:
     login = f"Authorization: {ADMIN['Authorization']}"
     for path, limit in (("/api/customers", 64 * KIB), ("/api/usage/reports", KIB * KIB)):

@@ -7,8 +7,9 @@ from marshmallow import ValidationError
 
 from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
 from app.db import Row
+from app.encoding import json_answer
 from app.errors import DomainError, invalid
-from app.http import Blueprint, answer
+from app.http import Blueprint
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
@@ -22,7 +23,7 @@ from app.services import usage
 
 blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
 _report = NewReport()
-_answer = ReportAnswer()
+_report_answer = ReportAnswer()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
@@ -36,7 +37,7 @@ def report(body: dict[str, Any]) -> Response:
     """Take in a usage report, and renew the license if need be"""
     require_own(body["customer_id"])
     taken, is_new = usage.receive_report(body, caller().jti)
-    return answer(_answer.dump(taken), 201 if is_new else 200)
+    return json_answer(_report_answer.dump(taken), 201 if is_new else 200)
 
 
 @blp.route("/reports", methods=["POST"])

@@ -193,7 +193,10 @@ def select_instances_of(cur: Cursor, customer_id: str) -> list[Row]:
 
 
 def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: datetime) -> list[Row]:
-    """Instances whose newest report is older, of one customer or (None) of all."""
+    """Instances whose newest report is older, of one customer or (None) of all.
+
+    `select_usage_of` tells whether there are any, by the same condition.
+    """
     return cur.all(
         """
         SELECT customer_id, instance_id, last_reported_at

@@ -22,6 +22,7 @@ import psycopg2
 
 from app.db import Cursor
 from app.queries import usage
+from app.services.usage import SILENT_AFTER
 from tests.bench.clock import milliseconds
 from tests.bench.servers import postgres
 from tests.bench.world import build, customer_id, jti
@@ -144,7 +145,9 @@ def _statements(cur: Cursor, people: int) -> dict[str, Callable[[], Any]]:
 
     def summary() -> None:
         since = datetime.now(UTC) - timedelta(days=30)
-        usage.select_usage_of(cur, customer_id(who()), jti=None, since=since, silent_before=since)
+        usage.select_usage_of(
+            cur, customer_id(who()), jti=None, since=since, silent_before=datetime.now(UTC) - SILENT_AFTER
+        )
 
     return {
         "history, first page of 100": lambda: history(False),
