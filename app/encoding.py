@@ -57,7 +57,7 @@ def json_answer(body: Any, status: int) -> Response:
 
 
 class JsonProvider(DefaultJSONProvider):
-    """What `jsonify` and the views' answers are written with."""
+    """What `jsonify` writes with."""
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
         return json_text(obj)
