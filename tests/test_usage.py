@@ -448,7 +448,6 @@ BAD_QUERIES: Final[list[dict[str, Any]]] = [
 
 def test_revoked_while_it_reports(client: FlaskClient, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
     customer = make_customer(client, plan="starter")
-    start = {"customerId": customer["customerId"], "atPeriodEnd": False}
     sql("UPDATE licenses SET recheck = TRUE")
     sql("UPDATE subscriptions SET plan = 'professional'")
 
@@ -456,7 +455,7 @@ def test_revoked_while_it_reports(client: FlaskClient, sql: Sql, monkeypatch: py
         raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
 
     monkeypatch.setattr(usages, "current_license", revoked)
-    answer = post(client, report_body(start["customerId"]), bearer(customer["license"]))
+    answer = post(client, report_body(customer["customerId"]), bearer(customer["license"]))
     assert (answer.status_code, "license" in answer.json, answer.json["deviceLimit"]) == (201, False, 50)
     assert len(sql("SELECT 1 FROM usage_reports")) == 1
 
