@@ -34,10 +34,10 @@ from app.services import health
 
 def _check(app: Flask) -> Settings:
     """What only the web service needs. Raises ConfigError, which is one line and an exit."""
-    parts = app.extensions["parts"]
-    require_admin_key(parts.settings)
-    parts.keyring.signing_key()
-    return parts.settings  # type: ignore[no-any-return]
+    settings: Settings = app.extensions["billing.settings"]
+    require_admin_key(settings)
+    app.extensions["billing.keyring"].signing_key()
+    return settings
 
 
 if "wsgi" not in sys.modules:
@@ -53,7 +53,7 @@ else:
         wsgi.app = renewed  # the workers to come are forked from here
     except ConfigError as error:
         logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
-        settings = wsgi.app.extensions["parts"].settings
+        settings = wsgi.app.extensions["billing.settings"]
 
 bind = f"0.0.0.0:{settings.port}"
 worker_class = "app.worker.PatientWorker"
@@ -98,7 +98,7 @@ def when_ready(server: Any) -> None:
 
     def handle_term() -> None:
         health.announce_stop()
-        time.sleep(wsgi.app.extensions["parts"].settings.drain_seconds)
+        time.sleep(wsgi.app.extensions["billing.settings"].drain_seconds)
         stop_at_once()
 
     server.handle_term = handle_term

@@ -47,7 +47,7 @@ def restore(db: Database, file: str) -> None:
     """
     _run("pg_restore", "--list", str(Path(file).absolute()))  # a file that is none changes nothing
     with db.transaction() as cur:
-        migrated = cur.the("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
+        migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
         if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
             raise Conflict("This database holds customers. Restore into an empty one.")
         for row in cur.all(_OURS):

@@ -52,7 +52,7 @@ def rfc3339(moment: datetime) -> str:
 
 
 def json_answer(body: Any, status: int) -> Response:
-    """In fewer steps than `jsonify`, which leaves the status for later."""
+    """A JSON response in fewer steps than `jsonify`, which sets the status later."""
     return Response(f"{json_text(body)}\n", status, mimetype="application/json")
 
 

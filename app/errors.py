@@ -39,7 +39,7 @@ class Unauthorized(DomainError):
 
 
 class PaymentRefused(DomainError):
-    """The card was declined; nothing changed."""
+    """Stripe refused the payment; nothing changed."""
 
     code = 402
 
@@ -66,6 +66,7 @@ class TooLarge(DomainError):
 
 class UnsupportedMediaType(DomainError):
     code = 415
+    headers = {"Accept-Encoding": "gzip, deflate"}
 
 
 class Invalid(DomainError):
@@ -108,9 +109,7 @@ def invalid_field(field: str, message: str) -> Invalid:
 def register_error_handlers(app: Flask) -> None:
     """Give every failure of any route the shape that the contract promises."""
 
-    @app.errorhandler(DomainError)
-    def domain_error(error: DomainError) -> Response:
-        return refusal(error)
+    app.register_error_handler(DomainError, refusal)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

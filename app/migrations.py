@@ -83,7 +83,7 @@ def _apply(cur: Cursor, migration: Migration) -> None:
 
 def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
     records = {}
-    if cur.the("SELECT TO_REGCLASS('schema_migrations') IS NOT NULL AS present")["present"]:
+    if cur.exactly_one("SELECT TO_REGCLASS('schema_migrations') IS NOT NULL AS present")["present"]:
         rows = cur.all("SELECT name, TRIM(checksum) AS checksum, applied_at FROM schema_migrations")
         records = {row["name"]: row for row in rows}
     migrations = []

@@ -72,8 +72,8 @@ class StripeGateway:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._running = threading.Semaphore(settings.stripe_max_concurrency)
-        self._entered = threading.Semaphore(2 * settings.stripe_max_concurrency)
+        self._running = threading.Semaphore(2)
+        self._entered = threading.Semaphore(4)
         self._inside = threading.local()
         self._client: stripe.StripeClient | None = None
 
@@ -223,6 +223,7 @@ class StripeGateway:
             "stripe_customer_id": _id(subscription["customer"]),
             "stripe_price_id": item["price"]["id"],
             "plan": self.plan_of(item["price"]),
+            "billing_interval": item["price"]["recurring"]["interval"],
             "status": status,
             "paid": status not in ("incomplete", "incomplete_expired", "trialing")
             and (trial_end is None or item["current_period_start"] >= trial_end),
@@ -251,7 +252,7 @@ class StripeGateway:
         By configured id, by lookup key, or by the metadata that `flask stripe setup` writes: when a
         lookup key moves to a new price, subscribers of the old one keep their plan.
         """
-        for plan, price_id in self._settings.stripe_prices.items():
+        for (plan, _), price_id in self._settings.stripe_prices.items():
             if price["id"] == price_id:
                 return plan
         for plan, lookup_key in LOOKUP_KEYS.items():
@@ -262,8 +263,8 @@ class StripeGateway:
 
     def price_of(self, plan: str) -> str | None:
         """The price that sells this plan now: as configured, else the active one with its lookup key."""
-        if plan in self._settings.stripe_prices:
-            return self._settings.stripe_prices[plan]
+        if (plan, "month") in self._settings.stripe_prices:
+            return self._settings.stripe_prices[plan, "month"]
         params: Any = {"lookup_keys": [LOOKUP_KEYS[plan]], "active": True, "limit": 1}
         page = self._call("prices.list", lambda c: c.v1.prices.list(params))
         return str(page.data[0].id) if page.data else None

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from app.parts import parts
+from app.extensions import db
 from app.queries import audit as audit_rows
 from cli.output import Group, as_json, echo_rows_json, echo_table, local_time
 
@@ -22,7 +22,7 @@ def list_audit(customer_id: str | None, limit: int, to_json: bool) -> None:
     Example:
       flask audit list --customer cust_abc123
     """
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = audit_rows.select_audit(cur, customer_id=customer_id, limit=limit)
     if to_json:
         echo_rows_json(rows)

@@ -4,10 +4,11 @@ import sys
 
 import click
 
+from app.context import now
 from app.db import Row
 from app.entitlements import describe_customer, entitle, is_live
 from app.errors import Conflict
-from app.parts import now, parts
+from app.extensions import db
 from app.plans import PAID_PLANS, PLANS
 from app.queries import customers as customer_rows
 from app.queries import events as event_rows
@@ -16,7 +17,7 @@ from app.queries import subscriptions as subscription_rows
 from app.schemas.customers import CustomerSchema, NewCustomer, NewCustomerAnswer
 from app.schemas.subscriptions import (
     CheckoutAnswer,
-    CheckoutWish,
+    CheckoutRequest,
     LicensedSubscriptionAnswer,
     SubscriptionAnswer,
 )
@@ -55,7 +56,8 @@ def add(email: str, name: str, company: str | None, plan: str | None, to_json: b
       flask customer add --email ada@example.com --name Ada --company "Engines Ltd"
     """
     wish = load(NewCustomer(), email=email, name=name, companyName=company, plan=plan)
-    created, license_row = customers.create_customer(**wish)
+    with db.transaction() as cur:
+        created, license_row = customers.create_customer(cur, **wish)
     token = license_row["token"]
     if to_json:
         echo_json(NewCustomerAnswer().dump(created | {"license": token}))
@@ -82,7 +84,7 @@ def list_customers(email: str | None, to_json: bool, to_csv: bool) -> None:
     Example:
       flask customer list --csv > customers.csv
     """
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = customer_rows.select_customers(cur, email=email)
     if to_json:
         echo_json(CustomerSchema(many=True).dump(customers.describe_many(rows)))
@@ -145,7 +147,7 @@ def upgrade(customer_id: str, plan: str, promo_code: str | None, to_json: bool) 
     Example:
       flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20
     """
-    promo_code = load(CheckoutWish(only=("promoCode",)), promoCode=promo_code)["promo_code"]
+    promo_code = load(CheckoutRequest(only=("promoCode",)), promoCode=promo_code)["promo_code"]
     present = customers.describe_one(customer_id)["subscription"]
     if present and is_live(present):
         if promo_code:
@@ -265,9 +267,9 @@ def explain(customer_id: str, to_json: bool) -> None:
       flask customer explain --id cust_abc123
     """
     found = customers.get_customer(customer_id)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = subscription_rows.select_subscriptions(cur, [customer_id])
-        license_row = license_rows.select_current_license(cur, customer_id)
+        license_row = license_rows.lock_current_license(cur, customer_id)
         events = event_rows.select_events(cur, limit=5, customer_id=customer_id)
     granted = entitle(found, rows, now())
     used = granted.subscription

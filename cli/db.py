@@ -5,15 +5,14 @@ import time
 import click
 
 from app import backup as backups
-from app import migrations
+from app import extensions, migrations
 from app.errors import Unavailable
-from app.parts import parts
 from cli.output import Group, as_json, echo_json, hint, local_time
 
-db = Group("db", help="Database: migrate, status, backup, restore.")
+db_group = Group("db", help="Database: migrate, status, backup, restore.")
 
 
-@db.command("migrate")
+@db_group.command("migrate")
 @click.option(
     "--wait",
     type=click.IntRange(0, 3600),
@@ -30,7 +29,7 @@ def migrate(wait: int, to_json: bool) -> None:
       flask db migrate
     """
     _await_database(wait)
-    applied = migrations.migrate(parts().db)
+    applied = migrations.migrate(extensions.db)
     if to_json:
         echo_json({"applied": applied})
         return
@@ -44,7 +43,7 @@ def _await_database(seconds: int) -> None:
     told = False
     while True:
         try:
-            with parts().db.statement():
+            with extensions.db.statement():
                 return
         except Unavailable:
             if time.monotonic() >= give_up:
@@ -55,7 +54,7 @@ def _await_database(seconds: int) -> None:
             time.sleep(0.5)
 
 
-@db.command("status")
+@db_group.command("status")
 @as_json
 def status(to_json: bool) -> None:
     """List applied and pending migrations; exit 1 when any is pending.
@@ -64,7 +63,7 @@ def status(to_json: bool) -> None:
     Example:
       flask db status
     """
-    found = migrations.status(parts().db)
+    found = migrations.status(extensions.db)
     if to_json:
         echo_json([{"name": m.name, "appliedAt": m.applied_at} for m in found])
     else:
@@ -74,7 +73,7 @@ def status(to_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@db.command("backup")
+@db_group.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
 @as_json
 def backup(file: str, to_json: bool) -> None:
@@ -84,14 +83,14 @@ def backup(file: str, to_json: bool) -> None:
     Example:
       flask db backup billing.dump
     """
-    backups.backup(parts().db.url, file)
+    backups.backup(extensions.db.url, file)
     if to_json:
         echo_json({"file": file, "written": True})
     else:
         click.echo(f"✅ {file} written.")
 
 
-@db.command("restore")
+@db_group.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @as_json
 def restore(file: str, to_json: bool) -> None:
@@ -101,7 +100,7 @@ def restore(file: str, to_json: bool) -> None:
     Example:
       flask db restore billing.dump
     """
-    backups.restore(parts().db, file)
+    backups.restore(extensions.db, file)
     if to_json:
         echo_json({"file": file, "restored": True})
     else:

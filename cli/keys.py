@@ -2,7 +2,7 @@
 
 import click
 
-from app.parts import parts
+from app.extensions import settings
 from app.services import keys as service
 from cli.output import Group, as_json, echo_json, echo_rows_json, echo_table, local_time
 
@@ -19,7 +19,6 @@ def generate(to_json: bool) -> None:
       flask keys generate
     """
     key = service.generate()
-    settings = parts().settings
     if to_json:
         echo_json({"kid": key.public.kid, "publicKey": key.public.pem})
         return
@@ -37,7 +36,7 @@ def rotate(to_json: bool) -> None:
     Example:
       flask keys rotate
     """
-    old, new = service.rotate()
+    old, new = service.rotate(sign_at_once=False)
     if to_json:
         echo_json({"oldKid": old.public.kid, "newKid": new.public.kid})
         return
@@ -56,20 +55,14 @@ def list_keys(to_json: bool) -> None:
     """
     rows = service.list_keys()
     if to_json:
-        names = ("kid", "signs", "live_tokens", "last_expires_at", "created_at", "removed_at")
+        names = ("kid", "state", "live_tokens", "last_expires_at", "created_at", "removed_at")
         echo_rows_json([{name: row[name] for name in names} for row in rows])
         return
     columns = (("Key ID", 43), ("State", 8), ("Live", 6), ("Last Expiry", 0))
     echo_table(
         columns,
-        ((r["kid"], _state(r), r["live_tokens"], local_time(r["last_expires_at"])) for r in rows),
+        ((r["kid"], r["state"], r["live_tokens"], local_time(r["last_expires_at"])) for r in rows),
     )
-
-
-def _state(row: dict[str, object]) -> str:
-    if row["signs"]:
-        return "signs"
-    return "removed" if row["removed_at"] else "verifies"
 
 
 @keys.command("remove", context_settings={"ignore_unknown_options": True})  # an id may begin with a dash

@@ -4,9 +4,10 @@ import sys
 
 import click
 
-from app.parts import now, parts
+from app.context import now
+from app.extensions import db
 from app.queries import licenses as license_rows
-from app.schemas.licenses import RevokeWish
+from app.schemas.licenses import RevokeRequest
 from app.services import licenses
 from app.services.customers import get_customer
 from cli.output import (
@@ -72,7 +73,7 @@ def history(customer_id: str, to_json: bool) -> None:
       flask license history --customer cust_abc123
     """
     get_customer(customer_id)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = license_rows.select_license_history(cur, customer_id)
     names = (
         "jti",
@@ -122,7 +123,7 @@ def revoke(customer_id: str, reason: str | None, to_json: bool) -> None:
     Example:
       flask license revoke --customer cust_abc123 --reason "token leaked"
     """
-    customer = licenses.revoke(customer_id, load(RevokeWish(), reason=reason)["reason"])
+    customer = licenses.revoke(customer_id, load(RevokeRequest(), reason=reason)["reason"])
     if to_json:
         echo_json({"customerId": customer_id, "revoked": True, "revokedAt": customer["revoked_at"]})
     else:
@@ -139,7 +140,7 @@ def reinstate(customer_id: str, to_json: bool) -> None:
     Example:
       flask license reinstate --customer cust_abc123
     """
-    _, issued = licenses.reinstate(customer_id)
+    _, issued, _ = licenses.reinstate(customer_id)
     if to_json:
         echo_json({"customerId": customer_id, "revoked": False, "license": issued["token"]})
     else:

@@ -17,9 +17,9 @@ from flask.cli import AppGroup
 from marshmallow import Schema, ValidationError
 
 from app.config import ConfigError
+from app.context import set_actor
 from app.encoding import plain, rfc3339
 from app.errors import DomainError
-from app.parts import set_actor
 from app.schemas.base import camel_case
 
 SHORT_RULE: Final = "─" * 41

@@ -24,9 +24,10 @@ from urllib.parse import urlsplit
 
 from app import embedded, migrations
 from app.config import ROOT, ConfigError, Settings, load_settings
+from app.db import Database
 from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
-from app.parts import Parts
+from app.licenses import generate_private_key
 
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
@@ -82,9 +83,9 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
 def _prepare(settings: Settings) -> None:
     """Keys and the migrated database; what is there already stays as it is."""
     if not key_is_elsewhere(settings) and not settings.license_private_key_path.exists():
-        write_key_files(settings)
+        write_key_files(settings, generate_private_key())
     load_signing_key(settings)
-    migrations.migrate(Parts(settings).db)
+    migrations.migrate(Database(lambda: settings.database_url or embedded.start(settings.data_dir)))
 
 
 def _check_port(setting: str, port: int) -> None:

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import click
 
+from app.context import now
 from app.db import Row
 from app.entitlements import entitle
-from app.parts import now, parts
+from app.extensions import db
 from app.queries import usage as usage_rows
 from app.schemas.usage import OverviewAnswer, UsageAnswer
 from app.services import customers
@@ -144,7 +145,7 @@ def _echo_summary(summary: Row) -> None:
 
 def _echo_observations(customer_id: str, days: int) -> None:
     """What went on record in these days and the figures do not tell."""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         since = now() - timedelta(days=days)
         recorded = usage_rows.select_usage_alerts(cur, customer_id=customer_id, since=since)
     for alert in reversed(recorded):
@@ -155,7 +156,7 @@ def _echo_observations(customer_id: str, days: int) -> None:
 
 def _echo_chart(customer_id: str, days: int, limit: int | None) -> None:
     """Active devices per UTC day as bars; `┊` stands at the limit."""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = usage_rows.select_usage_days(cur, customer_id, now() - timedelta(days=days))
     if not rows:
         return
@@ -233,7 +234,7 @@ def alerts(customer_id: str | None, days: int, to_json: bool, to_csv: bool) -> N
     Example:
       flask usage alerts --days 7
     """
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         recorded = usage_rows.select_usage_alerts(
             cur, customer_id=customer_id, since=now() - timedelta(days=days)
         )

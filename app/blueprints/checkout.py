@@ -5,9 +5,9 @@ import re
 from flask import Blueprint, render_template, request
 
 from app.auth import public
+from app.context import set_actor
 from app.entitlements import LIVE_STATUSES
 from app.errors import DomainError
-from app.parts import set_actor
 from app.services.subscriptions import complete_checkout
 
 blp = Blueprint("checkout", __name__, url_prefix="/checkout", template_folder="../templates")

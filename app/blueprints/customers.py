@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from app.auth import admin, caller, own, own_judged
-from app.db import Row
-from app.http import Blueprint
+from app.api import Blueprint
+from app.auth import admin, caller, own
+from app.db import Cursor, Row
+from app.extensions import db
 from app.idempotency import idempotent
-from app.parts import parts
 from app.queries import customers
 from app.schemas.customers import (
     CustomerChanges,
@@ -17,7 +17,7 @@ from app.schemas.customers import (
     NewCustomerAnswer,
 )
 from app.schemas.paging import cursor, cut
-from app.schemas.subscriptions import PortalAnswer, PortalWish
+from app.schemas.subscriptions import PortalAnswer, PortalRequest
 from app.services.customers import create_customer, describe_many, describe_one, update_customer
 from app.services.subscriptions import open_portal
 
@@ -26,12 +26,12 @@ blp = Blueprint("customers", __name__, url_prefix="/api/customers", description=
 
 @blp.route("", methods=["POST"], errors=(409,))
 @admin
-@idempotent
+@idempotent(in_transaction=True)
 @blp.arguments(NewCustomer)
 @blp.response(201, NewCustomerAnswer)
-def create(body: dict[str, Any]) -> Row:
+def create(body: dict[str, Any], cur: Cursor) -> Row:
     """Add a customer, with a running trial and its license"""
-    customer, license_row = create_customer(**body)
+    customer, license_row = create_customer(cur, **body)
     return customer | {"license": license_row["token"]}
 
 
@@ -41,7 +41,7 @@ def create(body: dict[str, Any]) -> Row:
 @blp.response(200, CustomersPage)
 def list_customers(query: dict[str, Any]) -> Row:
     """List customers, oldest first"""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = customers.select_customers(
             cur, limit=query["limit"] + 1, after=query["cursor"], email=query["email"]
         )
@@ -50,11 +50,11 @@ def list_customers(query: dict[str, Any]) -> Row:
 
 
 @blp.route("/<customer_id>", methods=["GET"])
-@own_judged
+@own(checked_by_query=True)
 @blp.response(200, CustomerSchema)
 def show(customer_id: str) -> Row:
     """Show a customer"""
-    return describe_one(customer_id, caller().jti)
+    return describe_one(customer_id, caller().license)
 
 
 @blp.route("/<customer_id>", methods=["PATCH"], errors=(409, 502))
@@ -67,8 +67,8 @@ def update(body: dict[str, Any], customer_id: str) -> Row:
 
 
 @blp.route("/<customer_id>/portal", methods=["POST"], errors=(409, 502))
-@own
-@blp.arguments(PortalWish)
+@own()
+@blp.arguments(PortalRequest)
 @blp.response(201, PortalAnswer)
 def portal(body: dict[str, Any], customer_id: str) -> Row:
     """Open Stripe's billing portal"""

@@ -2,19 +2,19 @@
 
 from typing import Any
 
+from app.api import Blueprint
 from app.auth import admin, caller, own, require_own
-from app.db import Row
-from app.http import Blueprint
-from app.idempotency import idempotent, idempotent_beyond
+from app.db import Cursor, Row
+from app.idempotency import idempotent
 from app.schemas.subscriptions import (
-    CancelWish,
+    CancelRequest,
     CheckoutAnswer,
-    CheckoutWish,
+    CheckoutRequest,
     LicensedSubscriptionAnswer,
-    NoWish,
+    NoBody,
     SubscriptionAnswer,
-    TrialWish,
-    UpgradeWish,
+    TrialRequest,
+    UpgradeRequest,
 )
 from app.services import subscriptions
 
@@ -24,9 +24,9 @@ blp = Blueprint(
 
 
 @blp.route("/create-checkout", methods=["POST"], errors=(404, 409, 502))
-@own
-@idempotent_beyond
-@blp.arguments(CheckoutWish)
+@own()
+@idempotent
+@blp.arguments(CheckoutRequest)
 @blp.response(201, CheckoutAnswer)
 def create_checkout(body: dict[str, Any]) -> Row:
     """Open a Stripe Checkout page"""
@@ -36,16 +36,16 @@ def create_checkout(body: dict[str, Any]) -> Row:
 
 @blp.route("/create-trial", methods=["POST"], errors=(404, 409))
 @admin
-@idempotent
-@blp.arguments(TrialWish)
+@idempotent(in_transaction=True)
+@blp.arguments(TrialRequest)
 @blp.response(201, LicensedSubscriptionAnswer)
-def create_trial(body: dict[str, Any]) -> Row:
+def create_trial(body: dict[str, Any], cur: Cursor) -> Row:
     """Begin the one trial of a plan"""
-    return _answer(*subscriptions.create_trial(**body))
+    return _answer(*subscriptions.create_trial(cur, **body))
 
 
 @blp.route("/<any_id>", methods=["GET"])
-@own
+@own()
 @blp.response(200, SubscriptionAnswer)
 def show(any_id: str) -> Row:
     """Show a subscription, or the one that counts for a customer"""
@@ -54,7 +54,7 @@ def show(any_id: str) -> Row:
 
 @blp.route("/<subscription_id>/upgrade", methods=["POST"], errors=(402, 409, 502))
 @admin
-@blp.arguments(UpgradeWish)
+@blp.arguments(UpgradeRequest)
 @blp.response(200, LicensedSubscriptionAnswer)
 def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
     """Move to another plan, up or down"""
@@ -63,7 +63,7 @@ def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(CancelWish)
+@blp.arguments(CancelRequest)
 @blp.response(200, SubscriptionAnswer)
 def cancel(body: dict[str, Any], subscription_id: str) -> Row:
     """End now, or at the end of the paid period"""
@@ -72,7 +72,7 @@ def cancel(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(NoWish)
+@blp.arguments(NoBody)
 @blp.response(200, SubscriptionAnswer)
 def resume(_: dict[str, Any], subscription_id: str) -> Row:
     """Withdraw a pending cancellation"""

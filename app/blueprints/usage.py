@@ -5,11 +5,12 @@ from typing import Any
 from flask import Response, jsonify
 from marshmallow import ValidationError
 
-from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
+from app.api import Blueprint
+from app.auth import admin, caller, own, require_own
 from app.db import Row
 from app.encoding import json_answer
 from app.errors import DomainError, invalid
-from app.http import Blueprint
+from app.idempotency import idempotent
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
@@ -27,7 +28,8 @@ _report_answer = ReportAnswer()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
-@own_or_expired_judged
+@own(allow_expired=True, checked_by_query=True)
+@idempotent
 @blp.arguments(
     NewReport, description="The two figures may also stand under `metrics`; snake_case is taken too."
 )
@@ -36,12 +38,13 @@ _report_answer = ReportAnswer()
 def report(body: dict[str, Any]) -> Response:
     """Take in a usage report, and renew the license if need be"""
     require_own(body["customer_id"])
-    taken, is_new = usage.receive_report(body, caller().jti)
+    taken, is_new = usage.receive_report(body, caller().license)
     return json_answer(_report_answer.dump(taken), 201 if is_new else 200)
 
 
 @blp.route("/reports", methods=["POST"])
-@own_or_expired
+@own(allow_expired=True)
+@idempotent
 @blp.arguments(Reports)
 @blp.response(200, BatchAnswer)
 def reports(body: dict[str, Any]) -> Response:
@@ -57,7 +60,7 @@ def reports(body: dict[str, Any]) -> Response:
 
 
 @blp.route("/<customer_id>", methods=["GET"])
-@own_judged
+@own(checked_by_query=True)
 @blp.arguments(ReportsQuery, location="query")
 @blp.response(200, UsageAnswer)
 def show(query: dict[str, Any], customer_id: str) -> Row:
@@ -67,7 +70,7 @@ def show(query: dict[str, Any], customer_id: str) -> Row:
         days=query["days"],
         limit=query["limit"] + 1,
         before=query["cursor"],
-        jti=caller().jti,
+        presented=caller().license,
     )
     page, more = cut(found["reports"], query["limit"])
     return found | {

@@ -5,7 +5,8 @@ from datetime import datetime
 from app.db import Cursor, Row
 
 COLUMNS = """customer_id, email, name, company_name, stripe_customer_id, max_devices, retention_days,
-             trial_used_at, revoked_at, revoke_reason, erased_at, created_at, updated_at, id"""
+             overage_price, overage_cap, trial_used_at, revoked_at, revoke_reason, tokens_revoked_at,
+             erased_at, created_at, updated_at, id"""
 
 
 def insert_customer(
@@ -83,7 +84,7 @@ def update_customer(
     cur: Cursor, *, customer_id: str, email: str, name: str | None, company_name: str | None
 ) -> Row:
     """Change who the customer is. A taken address raises psycopg2's UniqueViolation."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET email = %(email)s, name = %(name)s, company_name = %(company_name)s,
@@ -97,7 +98,7 @@ def update_customer(
 
 def update_stripe_customer_id(cur: Cursor, customer_id: str, stripe_customer_id: str | None) -> Row:
     """Remember (or forget) whom Stripe knows this customer as."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET stripe_customer_id = %(stripe_customer_id)s, updated_at = CURRENT_TIMESTAMP
@@ -112,7 +113,7 @@ def update_overrides(
     cur: Cursor, customer_id: str, *, max_devices: int | None, retention_days: int | None
 ) -> Row:
     """An enterprise customer's own figures; None is the plan's."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET max_devices = %(max_devices)s, retention_days = %(retention_days)s,
@@ -136,10 +137,12 @@ def update_revocation(
     cur: Cursor, customer_id: str, *, revoked_at: datetime | None, reason: str | None
 ) -> Row:
     """Give this customer no license from now on; or, with None, again."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
-           SET revoked_at = %(revoked_at)s, revoke_reason = %(reason)s, updated_at = CURRENT_TIMESTAMP
+           SET revoked_at = %(revoked_at)s, revoke_reason = %(reason)s,
+               tokens_revoked_at = COALESCE(%(revoked_at)s, tokens_revoked_at),
+               updated_at = CURRENT_TIMESTAMP
          WHERE customer_id = %(customer_id)s
      RETURNING {COLUMNS}
         """,
@@ -171,7 +174,7 @@ def insert_erased_email(cur: Cursor, email_hash: str) -> None:
 def select_email_was_erased(cur: Cursor, email_hash: str) -> bool:
     """Whether a customer of this address was erased before."""
     return bool(
-        cur.the(
+        cur.exactly_one(
             "SELECT EXISTS (SELECT 1 FROM erased_emails WHERE email_hash = %(email_hash)s) AS known",
             {"email_hash": email_hash},
         )["known"]
@@ -180,4 +183,4 @@ def select_email_was_erased(cur: Cursor, email_hash: str) -> bool:
 
 def select_email_hash_key(cur: Cursor) -> str:
     """The secret under which addresses are hashed."""
-    return str(cur.the("SELECT key FROM email_hash_key")["key"])
+    return str(cur.exactly_one("SELECT key FROM email_hash_key")["key"])

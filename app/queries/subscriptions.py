@@ -5,16 +5,17 @@ from typing import Any
 
 from app.db import Cursor, Row
 
-COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
-             trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
-             cancel_at, ended_at, changes, event_id, fetched_at, created_at, updated_at, id"""
+COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, billing_interval,
+             status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
+             cancel_at_period_end, cancel_at, ended_at, changes, event_id, fetched_at,
+             created_at, updated_at, id"""
 OF_CUSTOMER = (
     "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
-    "revoked_at", "revoke_reason", "erased_at", "created_at", "updated_at", "license_known",
-    "license_revoked_at",
+    "overage_price", "overage_cap", "revoked_at", "revoke_reason", "tokens_revoked_at", "erased_at",
+    "created_at", "updated_at", "license_known", "license_revoked_at",
 )  # fmt: skip
 OF_SUBSCRIPTION = (
-    "id", "subscription_id", "stripe_subscription_id", "plan", "status", "trial_ends_at",
+    "id", "subscription_id", "stripe_subscription_id", "plan", "billing_interval", "status", "trial_ends_at",
     "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end", "cancel_at", "ended_at",
     "created_at", "updated_at",
 )  # fmt: skip
@@ -31,7 +32,7 @@ def insert_trial(
     ends_at: datetime,
 ) -> Row:
     """Begin a trial of our own. A second running one raises psycopg2's UniqueViolation."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO subscriptions (subscription_id, customer_id, plan, status, trial_ends_at,
                                    current_period_starts_at, current_period_ends_at, created_at)
@@ -109,20 +110,22 @@ def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row
     """Store a subscription as Stripe has it now, at the customer whose it is now; `paid` never goes back,
     an event stays the cause.
     """
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO subscriptions AS known (
-               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan, status, paid,
-               trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
+               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan,
+               billing_interval, status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
+               cancel_at_period_end,
                cancel_at, ended_at, created_at, event_id, fetched_at)
         VALUES (%(subscription_id)s, %(subscription_id)s, %(customer_id)s, %(stripe_price_id)s, %(plan)s,
-               %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
+               %(billing_interval)s, %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
                %(current_period_ends_at)s, %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s,
                %(created_at)s, %(event_id)s, CURRENT_TIMESTAMP)
             ON CONFLICT (subscription_id) DO UPDATE
            SET customer_id = EXCLUDED.customer_id,
                stripe_price_id = EXCLUDED.stripe_price_id,
                plan = EXCLUDED.plan,
+               billing_interval = EXCLUDED.billing_interval,
                status = EXCLUDED.status,
                paid = known.paid OR EXCLUDED.paid,
                trial_ends_at = EXCLUDED.trial_ends_at,

@@ -119,8 +119,8 @@ def select_usage_of(
     """
     return cur.one(
         f"""
-        SELECT %(customer_id)s AS customer_id, plan, device_limit, renews_at, recheck, erased_at,
-               license_known, license_revoked_at, {WINDOW_FIGURES},
+        SELECT %(customer_id)s AS customer_id, plan, device_limit, renews_at, recheck, plan_table,
+               erased_at, license_known, license_revoked_at, tokens_revoked_at, {WINDOW_FIGURES},
                EXISTS (SELECT 1
                          FROM instances
                         WHERE customer_id = %(customer_id)s
@@ -141,7 +141,8 @@ def select_usage_overview(
     return cur.all(
         f"""
         WITH page AS MATERIALIZED (
-             SELECT id, customer_id, email, name, company_name, max_devices, retention_days, created_at
+             SELECT id, customer_id, email, name, company_name, max_devices, retention_days, overage_cap,
+                    created_at
                FROM customers
               WHERE erased_at IS NULL
                 AND (%(after)s::BIGINT IS NULL OR id > %(after)s)
@@ -149,7 +150,7 @@ def select_usage_overview(
               LIMIT %(limit)s
         )
         SELECT page.*, current.plan, current.status, current.device_limit, current.renews_at,
-               current.recheck, {WINDOW_FIGURES}
+               current.recheck, current.plan_table, {WINDOW_FIGURES}
           FROM page
           LEFT JOIN licenses AS current
             ON current.customer_id = page.customer_id
@@ -215,7 +216,7 @@ def select_usage_standings(cur: Cursor, customer_ids: Sequence[str], since: date
     """
     return cur.all(
         """
-        SELECT customer.customer_id, current.device_limit, current.renews_at, current.recheck,
+        SELECT customer.customer_id, current.device_limit, current.renews_at, current.recheck, current.plan_table,
                COALESCE(usage_levels.level, 0) AS level, usage_levels.device_limit AS level_limit,
                COALESCE(used.active, 0) AS active, used.instances
           FROM customers AS customer
@@ -251,7 +252,7 @@ def select_instances_by_key(cur: Cursor, keys: Sequence[Row]) -> list[Row]:
 
 def lock_usage_level(cur: Cursor, customer_id: str, device_limit: int | None) -> Row:
     """The threshold a customer is at, held against others until the transaction ends; at first 0."""
-    return cur.the(
+    return cur.exactly_one(
         """
         INSERT INTO usage_levels AS known (customer_id, level, device_limit)
         VALUES (%(customer_id)s, 0, %(device_limit)s)
@@ -339,7 +340,9 @@ def select_usage_partitions(cur: Cursor, older_than: datetime) -> list[str]:
 
 def drop_usage_partition(cur: Cursor, partition: str) -> int:
     """Drop a month; how many reports went with it."""
-    return int(cur.the("SELECT drop_usage_partition(%(partition)s) AS n", {"partition": partition})["n"])
+    return int(
+        cur.exactly_one("SELECT drop_usage_partition(%(partition)s) AS n", {"partition": partition})["n"]
+    )
 
 
 def delete_usage_reports(cur: Cursor, older_than: datetime) -> int:

@@ -10,7 +10,7 @@ CUSTOMER_ID = validate.Regexp(r"^[A-Za-z0-9_]{1,255}(?![\s\S])", error="Not a cu
 _paid_plan = validate.OneOf(PAID_PLANS)
 
 
-class CheckoutWish(InputSchema):
+class CheckoutRequest(InputSchema):
     customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
     plan = fields.String(required=True, validate=_paid_plan)
     successUrl = Url(attribute="success_url", load_default=None)
@@ -25,28 +25,28 @@ class CheckoutAnswer(CamelSchema):
     expires_at = Instant(required=True)
 
 
-class TrialWish(InputSchema):
+class TrialRequest(InputSchema):
     customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
     plan = fields.String(required=True, validate=_paid_plan)
 
 
-class UpgradeWish(InputSchema):
+class UpgradeRequest(InputSchema):
     plan = fields.String(required=True, validate=_paid_plan)
 
 
-class CancelWish(InputSchema):
+class CancelRequest(InputSchema):
     body_optional = True
 
     atPeriodEnd = Flag(attribute="at_period_end", load_default=False)
 
 
-class NoWish(InputSchema):
+class NoBody(InputSchema):
     """For a POST that needs no body."""
 
     body_optional = True
 
 
-class PortalWish(InputSchema):
+class PortalRequest(InputSchema):
     body_optional = True
 
     returnUrl = Url(attribute="return_url", load_default=None)

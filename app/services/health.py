@@ -12,8 +12,9 @@ from prometheus_client.registry import Collector
 
 from app import migrations
 from app.config import ConfigError
+from app.context import now
 from app.errors import DomainError
-from app.parts import now, parts
+from app.extensions import db, keyring
 from app.plans import PLANS
 from app.queries import metrics
 
@@ -32,13 +33,13 @@ def failing_parts() -> dict[str, str]:
     if _stopping[0]:
         failing["process"] = "shutting down"
     try:
-        pending = [m.name for m in migrations.status(parts().db) if m.applied_at is None]
+        pending = [m.name for m in migrations.status(db) if m.applied_at is None]
         if pending:
             failing["migrations"] = f"pending: {', '.join(pending)}"
     except DomainError as error:
         failing["database" if error.code == 503 else "migrations"] = error.message
     try:
-        parts().keyring.signing_key()
+        keyring.signing_key()
     except ConfigError as error:
         failing["signing_key"] = str(error).partition(":")[0]
     return failing
@@ -61,7 +62,7 @@ class _Affairs(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            with parts().db.statement() as cur:
+            with db.statement() as cur:
                 counts = metrics.select_customer_counts(cur, now())
                 ending = metrics.select_trials_ending(cur, now())
         except DomainError:

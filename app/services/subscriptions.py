@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from app.db import Row
+from app.context import now
+from app.db import Cursor, Row
 from app.entitlements import ENDED_STATUSES, describe, ends_with_period, entitle, is_live, is_local, status_at
 from app.errors import (
     Conflict,
@@ -17,18 +18,17 @@ from app.errors import (
     Unavailable,
     invalid_field,
 )
-from app.parts import now, parts
+from app.extensions import db, settings, stripe
 from app.plans import PLANS
 from app.queries import customers, subscriptions
-from app.services import audit
 from app.services.customers import (
-    came_back,
     find_stripe_customers,
     get_customer,
     get_customer_with_subscriptions,
     start_trial,
+    trial_used_before_erasure,
 )
-from app.services.licenses import hold_customer, issue_license
+from app.services.licenses import issue_license, lock_customer_or_404
 from app.services.stripe_sync import set_link, sync_customer
 from app.stripe_gateway import NoAnswer, Refused
 
@@ -36,23 +36,21 @@ CHANGE_WAIT_SECONDS: Final = 5
 SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
 
 
-def create_trial(customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
-    """Begin the one trial of a paid plan: the described subscription and a new license.
+def create_trial(cur: Cursor, customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
+    """Begin the one trial of a paid plan, inside a transaction: the described subscription and a new license.
 
     Raises Conflict when it was used up, or when there ever was a paid subscription.
     """
-    with parts().db.transaction() as cur:
-        customer = hold_customer(cur, customer_id)
-        if customer["revoked_at"]:
-            raise Forbidden("This customer's licenses are revoked. Reinstate them first.")
-        rows = subscriptions.select_subscriptions(cur, [customer_id])
-        if any(row["paid"] or is_live(row) for row in rows):
-            raise Conflict("This customer has had a paid subscription. Use checkout.")
-        if customer["trial_used_at"] or came_back(cur, customer["email"]):
-            raise Conflict("This customer's trial is used up. Use checkout.")
-        started = start_trial(cur, customer, plan, parts().settings.trial_days)
-        license_row = issue_license(cur, customer)
-        return describe(customer, started, now()), license_row
+    customer = lock_customer_or_404(cur, customer_id)
+    if customer["revoked_at"]:
+        raise Forbidden("This customer's licenses are revoked. Reinstate them first.")
+    rows = subscriptions.select_subscriptions(cur, [customer_id])
+    if any(row["paid"] or is_live(row) for row in rows):
+        raise Conflict("This customer has had a paid subscription. Use checkout.")
+    if customer["trial_used_at"] or trial_used_before_erasure(cur, customer["email"]):
+        raise Conflict("This customer's trial is used up. Use checkout.")
+    started = start_trial(cur, customer, plan, days=settings.trial_days)
+    return describe(customer, started, now()), issue_license(cur, customer)
 
 
 def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
         if only_of not in (None, any_id):
             raise Forbidden("This license is for another customer.")
         return _current(any_id)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         row = subscriptions.select_subscription(cur, any_id)
     if only_of is not None and (row is None or row["customer_id"] != only_of):
         raise Forbidden("This license is for another customer.")
@@ -95,25 +93,24 @@ def start_checkout(
     wish gets the same session again, another wish closes it. Raises Conflict when a subscription
     is live already, here or, by a webhook still on its way, at Stripe only.
     """
-    held = parts()
-    with held.stripe.slot(), held.db.separate_lock(f"checkout {customer_id}"):
+    with db.lease(f"checkout {customer_id}"):
         customer = get_customer(customer_id)
         price_id = _price_of(plan)
         stripe_customer_id = _ensure_stripe_customer(customer)
-        success = success_url or f"{held.settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
+        success = success_url or f"{settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
         params: dict[str, Any] = {
             "mode": "subscription",
             "customer": stripe_customer_id,
             "client_reference_id": customer_id,
             "line_items": [{"price": price_id, "quantity": 1}],
             "success_url": success,
-            "cancel_url": cancel_url or f"{held.settings.base_url}/checkout/cancel",
+            "cancel_url": cancel_url or f"{settings.base_url}/checkout/cancel",
             "subscription_data": {"metadata": {"customer_id": customer_id}},
         }
         if promo_code is None:
             params["allow_promotion_codes"] = True
         else:
-            promotion = held.stripe.find_promotion_code(promo_code, stripe_customer_id)
+            promotion = stripe.find_promotion_code(promo_code, stripe_customer_id)
             if promotion is None:
                 raise invalid_field("promoCode", "There is no such code, or it has expired.")
             params["discounts"] = [{"promotion_code": promotion}]
@@ -128,7 +125,7 @@ def start_checkout(
 
 def _open_session(customer_id: str, params: dict[str, Any]) -> dict[str, Any]:
     """The open session with these very parameters, or a new one with every other closed."""
-    stripe, wish = parts().stripe, _digest(json.dumps(params, sort_keys=True))
+    wish = _digest(json.dumps(params, sort_keys=True))
     sessions = stripe.list_checkouts(params["customer"])
     is_open = [session for session in sessions if session["status"] == "open"]
     same = [session for session in is_open if (session.get("metadata") or {}).get("wish") == wish][:1]
@@ -159,11 +156,7 @@ def _digest(text: str) -> str:
 
 def _ensure_stripe_customer(customer: Row) -> str:
     """Stripe's id of this customer; made, found again after a crash, or made anew after a deletion."""
-    customer_id, stripe, known = (
-        customer["customer_id"],
-        parts().stripe,
-        customer["stripe_customer_id"],
-    )
+    customer_id, known = customer["customer_id"], customer["stripe_customer_id"]
     if known and not stripe.customer_is_deleted(known):
         return str(known)
     if known:
@@ -174,13 +167,13 @@ def _ensure_stripe_customer(customer: Row) -> str:
         state = f"{known or 'none'}-{customer['updated_at'].timestamp()}"
         key = f"customer-{customer_id}-after-{state}-{_minute()}"
         found = stripe.create_customer(customer_id, customer["email"], name, key)
-    with parts().db.transaction() as cur:
-        set_link(cur, hold_customer(cur, customer_id), found)
+    with db.transaction() as cur:
+        set_link(cur, lock_customer_or_404(cur, customer_id), found)
     return found
 
 
 def _price_of(plan: str) -> str:
-    price_id = parts().stripe.price_of(plan)
+    price_id = stripe.price_of(plan)
     if price_id is None and PLANS[plan].monthly_cents is None:
         raise invalid_field("plan", f"{plan.capitalize()} is not sold online. Contact sales.")
     if price_id is None:
@@ -210,7 +203,7 @@ def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None
             _change(
                 present,
                 f"to-{price_id}",
-                lambda key: parts().stripe.change_price(subscription_id, price_id, key),
+                lambda key: stripe.change_price(subscription_id, price_id, key),
             )
         elif before["plan"] == plan:
             raise Conflict(f"The subscription is on {plan} already.")
@@ -229,18 +222,18 @@ def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
             if _has_ended(before):
                 raise Conflict("This subscription has ended already.")
         elif not at_period_end:
-            _change(present, "cancel-now", lambda key: parts().stripe.cancel(subscription_id, key))
+            _change(present, "cancel-now", lambda key: stripe.cancel(subscription_id, key))
         elif not ends_with_period(present):
             _change(
                 present,
                 "cancel-later",
-                lambda key: parts().stripe.cancel_at_period_end(subscription_id, key),
+                lambda key: stripe.cancel_at_period_end(subscription_id, key),
             )
         return _after_change(subscription_id)[0]
 
 
 def _cancel_trial(row: Row) -> dict[str, Any]:
-    with parts().db.transaction() as cur:
+    with db.transaction() as cur:
         customer = customers.lock_customer(cur, row["customer_id"])
         present = subscriptions.select_subscription(cur, row["subscription_id"])
         if customer is None or present is None:
@@ -248,10 +241,6 @@ def _cancel_trial(row: Row) -> dict[str, Any]:
         if status_at(present, now()) != "trialing":
             raise Conflict("The trial has ended already.")
         ended = subscriptions.end_trials(cur, row["customer_id"], now())[0]
-        audit.record(
-            cur, "subscription.cancel", customer_id=row["customer_id"], subject=row["subscription_id"],
-            before=present, after=ended,
-        )  # fmt: skip
         if not customer["revoked_at"]:
             issue_license(cur, customer)
         return describe(customer, ended, now())
@@ -269,7 +258,7 @@ def resume(subscription_id: str) -> dict[str, Any]:
             _change(
                 present,
                 "resume",
-                lambda key: parts().stripe.withdraw_cancellation(
+                lambda key: stripe.withdraw_cancellation(
                     subscription_id, has_cancel_at=not present["cancel_at_period_end"], key=key
                 ),
             )
@@ -280,12 +269,12 @@ def resume(subscription_id: str) -> dict[str, Any]:
 
 def open_portal(customer_id: str, return_url: str | None) -> str:
     """The address of Stripe's billing portal for this customer."""
-    with parts().stripe.slot(), parts().db.separate_lock(f"checkout {customer_id}"):
+    with db.lease(f"checkout {customer_id}"):
         stripe_customer_id = _ensure_stripe_customer(get_customer(customer_id))
-        back = return_url or f"{parts().settings.base_url}/checkout/back"
+        back = return_url or f"{settings.base_url}/checkout/back"
         # A portal address lives for minutes: the same minute may share one, a later one may not.
         key = f"portal-{stripe_customer_id}-{_digest(back)}-{_minute()}"
-        return parts().stripe.create_portal(stripe_customer_id, back, key)
+        return stripe.create_portal(stripe_customer_id, back, key)
 
 
 def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
@@ -294,12 +283,12 @@ def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any]
     Answers the subscription that counted, and its plan before.
     """
     customer = get_customer(customer_id)
-    if customer["stripe_customer_id"] and parts().stripe.configured:
+    if customer["stripe_customer_id"] and stripe.configured:
         sync_customer(customer_id)
     current = _current(customer_id)
     if current["status"] in ENDED_STATUSES:
         raise Conflict("Nothing is live: the customer is in trial mode already.")
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = subscriptions.select_subscriptions(cur, [customer_id])
     for row in filter(is_live, rows):
         if row["subscription_id"] != current["subscription_id"]:
@@ -309,11 +298,11 @@ def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any]
 
 def complete_checkout(session_id: str) -> dict[str, Any] | None:
     """Sync the customer of a finished session of ours: its described subscription, None if not ours."""
-    session = parts().stripe.retrieve_checkout(session_id)
+    session = stripe.retrieve_checkout(session_id)
     customer_id = (session or {}).get("client_reference_id")
     if session is None or not isinstance(customer_id, str) or session["status"] != "complete":
         return None
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         customer = customers.select_customer(cur, customer_id)
     if customer is None or customer["stripe_customer_id"] != session["customer"]:
         return None
@@ -326,7 +315,7 @@ def _has_ended(row: Row) -> bool:
 
 
 def _subscription(subscription_id: str) -> Row:
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         row = subscriptions.select_subscription(cur, subscription_id)
     if row is None:
         raise NotFound(f"There is no subscription {subscription_id}.")
@@ -341,7 +330,7 @@ def _stripe_subscription(subscription_id: str) -> Row:
 
 
 def _live_subscription(customer_id: str) -> Row | None:
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = subscriptions.select_subscriptions(cur, [customer_id])
     return next(filter(is_live, rows), None)
 
@@ -349,7 +338,7 @@ def _live_subscription(customer_id: str) -> Row | None:
 @contextmanager
 def _changing(subscription_id: str) -> Iterator[None]:
     """One change of a subscription after the other, so that each is answered with what it made."""
-    with parts().stripe.slot(), parts().db.separate_lock(f"change {subscription_id}", CHANGE_WAIT_SECONDS):
+    with db.lease(f"change {subscription_id}", CHANGE_WAIT_SECONDS):
         yield
 
 
@@ -377,7 +366,7 @@ def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
 
 
 def _count_change(row: Row) -> None:
-    with parts().db.transaction() as cur:
+    with db.transaction() as cur:
         customers.lock_customer(cur, row["customer_id"])  # in the order of everybody who changes both
         subscriptions.count_change(cur, row["subscription_id"])
 
@@ -386,7 +375,7 @@ def _after_change(subscription_id: str) -> tuple[dict[str, Any], Row | None]:
     """What Stripe has made of it: the described subscription and, unless revoked, the license."""
     customer_id = _subscription(subscription_id)["customer_id"]
     sync_customer(customer_id)
-    with parts().db.transaction() as cur:
+    with db.transaction() as cur:
         customer = customers.lock_customer(cur, customer_id)
         if customer is None:
             raise NotFound(f"There is no customer {customer_id}.")

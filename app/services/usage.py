@@ -12,15 +12,16 @@ from typing import Any, Final
 
 import psycopg2
 
-from app.db import ROW_WAIT_SECONDS, Cursor, Row
+from app.context import now
+from app.db import Cursor, Row
 from app.entitlements import entitle
 from app.errors import Conflict, DomainError, Forbidden, NotFound, Unavailable
+from app.extensions import db
+from app.licenses import Token
 from app.observe import REPORTS
-from app.parts import now, parts
 from app.queries import usage
-from app.services import audit
 from app.services.customers import get_customer_with_subscriptions, subscriptions_of
-from app.services.licenses import check_presented, current_license, still_says
+from app.services.licenses import current_license, is_current, require_serving
 
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
@@ -41,19 +42,21 @@ FIGURES_OF_A_WINDOW: Final = (
     "current_total",
 )
 log = logging.getLogger(__name__)
+_months: dict[tuple[int, int], float] = {}
 
 
-def receive_report(report: dict[str, Any], jti: str | None) -> tuple[dict[str, Any], bool]:
+def receive_report(report: dict[str, Any], presented: Token | None) -> tuple[dict[str, Any], bool]:
     """Store a report: the answer, and whether it is new. `jti` is the license presented, if one was.
 
     Raises Conflict when the same (customer, instance, time) was reported with other figures,
     Unauthorized or Forbidden when the license is not on record, or revoked.
     """
+    jti = presented.jti if presented else None
     _prepare_month(report["reported_at"])
     since = now() - IN_USE_WITHIN
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         row = usage.insert_usage_report(cur, report | {"jti": jti, "since": since})
-        row = check_presented(row, report["customer_id"], jti)
+        row = require_serving(row, report["customer_id"], presented, renewing=True)
         is_new = row["id"] is not None
         stored = {"id": row["id"], "created_at": row["created_at"]} if is_new else _first(cur, report)
         answer = {**report, **stored, "last_reported_at": row["last_reported_at"]}
@@ -86,7 +89,7 @@ def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
     device_limit = row["device_limit"]
     if jti is None:
         device_limit = _entitled(row)["device_limit"]
-    elif row["current_jti"] != jti or not still_says(row):
+    elif row["current_jti"] != jti or not is_current(row):
         try:
             current = current_license(answer["customer_id"])
             device_limit = current["device_limit"]
@@ -108,7 +111,7 @@ def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
 
 def _entitled(row: Row) -> Row:
     """The row with what its customer may use now: as the current license says, else derived anew."""
-    if still_says(row):
+    if is_current(row):
         return row
     return _derived(row, *get_customer_with_subscriptions(row["customer_id"]))
 
@@ -175,8 +178,7 @@ def _judge_level(standing: Row, limit: int | None, before: int) -> None:
     ):
         return
     customer_id = standing["customer_id"]
-    with parts().db.transaction() as cur:
-        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
+    with db.transaction() as cur:
         held = usage.lock_usage_level(cur, customer_id, limit)
         since = now() - IN_USE_WITHIN
         present = _standing(cur, customer_id, since)
@@ -236,8 +238,7 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
     reports = list(good.values())
     for moment in {(at.year, at.month): at for at in (report["reported_at"] for report in reports)}.values():
         _prepare_month(moment)
-    with parts().db.transaction() as cur:
-        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
+    with db.transaction() as cur:
         new = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
         stored = _stored(cur, [report for report in reports if _key(report) not in new])
         newest = _newest_by_instance(new.values())
@@ -262,7 +263,7 @@ def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]])
 def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
     """What each customer of these reports uses and may use; without those that do not exist."""
     wanted = sorted({report["customer_id"] for report in reports})
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         return {row["customer_id"]: row for row in usage.select_usage_standings(cur, wanted, since)}
 
 
@@ -302,7 +303,7 @@ def _watch_batch(
             continue  # erased in this moment
         standing = standings[customer_id]
         limit = _entitled(standing)["device_limit"]
-        with parts().db.statement() as cur:
+        with db.statement() as cur:
             for report in reports:
                 previous = last.get((customer_id, report["instance_id"]))
                 if previous is None:
@@ -342,7 +343,7 @@ def usage_of(
     days: int,
     limit: int | None,
     before: tuple[datetime, int] | None = None,
-    jti: str | None = None,
+    presented: Token | None = None,
 ) -> dict[str, Any]:
     """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h.
 
@@ -350,9 +351,15 @@ def usage_of(
     """
     since, silent_before = now() - timedelta(days=days), now() - SILENT_AFTER
     silent: list[Row] = []
-    with parts().db.statement() as cur:
-        found = usage.select_usage_of(cur, customer_id, jti=jti, since=since, silent_before=silent_before)
-        row = check_presented(found, customer_id, jti)
+    with db.statement() as cur:
+        found = usage.select_usage_of(
+            cur,
+            customer_id,
+            jti=presented.jti if presented else None,
+            since=since,
+            silent_before=silent_before,
+        )
+        row = require_serving(found, customer_id, presented)
         reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
         if row["any_silent"]:
             silent = usage.select_silent_instances(cur, customer_id=customer_id, before=silent_before)
@@ -368,9 +375,9 @@ def usage_of(
 
 def overview(*, days: int, limit: int | None = None, after: int | None = None) -> list[Row]:
     """A page of customers (or all) with what each may use and its figures over the last `days` × 24 h."""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = usage.select_usage_overview(cur, since=now() - timedelta(days=days), limit=limit, after=after)
-    outdated = [row for row in rows if not still_says(row)]
+    outdated = [row for row in rows if not is_current(row)]
     of = subscriptions_of(outdated) if outdated else {}
     lines = [_derived(row, row, of[row["customer_id"]]) if row["customer_id"] in of else row for row in rows]
     return [line | {"summary": summarize(line)} for line in lines]
@@ -413,12 +420,11 @@ def prune(older_than_days: int) -> int:
     Step by step, each by itself, so that reports keep coming in meanwhile; broken off, it goes on next time.
     """
     cutoff = now() - timedelta(days=older_than_days)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         months = usage.select_usage_partitions(cur, cutoff)
         deleted = sum(usage.drop_usage_partition(cur, month) for month in months)
         deleted += usage.delete_usage_reports(cur, cutoff)
         usage.delete_instances(cur, cutoff)
-        audit.record(cur, "usage.prune", subject="usage", after={"before": cutoff, "deleted": deleted})
     return deleted
 
 
@@ -429,11 +435,11 @@ def _prepare_month(moment: datetime) -> None:
     the reports, until a later try moves them.
     """
     at = moment.astimezone(UTC)
-    month, tried = (at.year, at.month), parts().usage_months
+    month, tried = (at.year, at.month), _months
     if time.monotonic() < tried.get(month, 0.0):
         return
     tried[month] = time.monotonic() + RETRY_MONTH_SECONDS
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         try:
             for needed in (at, (at.replace(day=1) + timedelta(days=32)).replace(day=1)):
                 usage.ensure_usage_partition(cur, needed)

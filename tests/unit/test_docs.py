@@ -7,7 +7,7 @@ import click
 import pytest
 from flask import Flask
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "keys").glob("*.md")])
 OURS = ("customer", "usage", "license", "keys", "db", "stripe", "webhook", "audit")
 

@@ -174,7 +174,7 @@ class TestIdempotencyKey:
 
     def test_a_late_refusal_does_not_replace_an_answer(self, app):
         slot = {"caller": "c", "route": "/r", "key": "k"}
-        with app.extensions["parts"].db.statement() as cur:
+        with app.extensions["billing.db"].statement() as cur:
             for status in (201, 422):
                 idempotency.upsert_answer(cur, **slot, body_hash="h", status_code=status, response="{}")
             assert idempotency.select_answer(cur, **slot)["status_code"] == 201

@@ -80,7 +80,7 @@ CREATE TABLE usage_alerts (
     customer_id    VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
     instance_id    VARCHAR(255),
     kind           VARCHAR(50)  NOT NULL CHECK (kind IN ('threshold_80', 'threshold_100', 'sudden_drop', 'shared_license')),
-    active_devices INTEGER      NOT NULL,
+    active_devices BIGINT       NOT NULL,
     device_limit   INTEGER,
     created_at     TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
@@ -95,14 +95,14 @@ CREATE FUNCTION report_usage(
 ) RETURNS TABLE (
     id BIGINT, created_at TIMESTAMPTZ, erased_at TIMESTAMPTZ, license_known BOOLEAN,
     license_revoked_at TIMESTAMPTZ, current_jti TEXT, device_limit INTEGER, renews_at TIMESTAMPTZ,
-    recheck BOOLEAN, last_reported_at TIMESTAMPTZ, last_active INTEGER, others_active BIGINT,
+    recheck BOOLEAN, plan_table CHAR(16), tokens_revoked_at TIMESTAMPTZ, last_reported_at TIMESTAMPTZ, last_active INTEGER, others_active BIGINT,
     other_instances BIGINT, level INTEGER, level_limit INTEGER
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
     WITH customer AS MATERIALIZED (
-         SELECT customers.customer_id, erased_at, presented.jti IS NOT NULL AS license_known,
+         SELECT customers.customer_id, erased_at, tokens_revoked_at, presented.jti IS NOT NULL AS license_known,
                 presented.revoked_at AS license_revoked_at
            FROM customers
            LEFT JOIN licenses AS presented
@@ -130,7 +130,7 @@ BEGIN
     )
     SELECT report.id, report.created_at, customer.erased_at, customer.license_known,
            customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
-           current.renews_at, current.recheck, instance.last_reported_at,
+           current.renews_at, current.recheck, current.plan_table, customer.tokens_revoked_at, instance.last_reported_at,
            instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
            others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level,
            usage_levels.device_limit AS level_limit
@@ -149,5 +149,62 @@ BEGIN
             WHERE other.customer_id = customer.customer_id
               AND other.instance_id <> the_instance
               AND other.last_reported_at >= since) AS others;
+END
+$$;
+
+-- The months that a plan made once need not open are found when it starts to run. PostgreSQL does not
+-- count on that when it compares the costs, and would go on planning each time: hence the setting.
+
+CREATE FUNCTION read_usage_reports(
+    the_customer TEXT, since TIMESTAMPTZ, before_at TIMESTAMPTZ, before_id BIGINT, page_size INTEGER
+) RETURNS SETOF usage_reports LANGUAGE plpgsql STABLE SET plan_cache_mode = 'force_generic_plan' AS $$
+BEGIN
+    RETURN QUERY
+    SELECT *
+      FROM usage_reports
+     WHERE customer_id = the_customer
+       AND reported_at >= since
+       AND reported_at <= before_at -- what lets whole months be left out
+       AND (reported_at, id) < (before_at, before_id)
+     ORDER BY reported_at DESC, id DESC
+     LIMIT page_size;
+END
+$$;
+
+-- A day of a customer is the sum of its instances' highest counts of that day (UTC).
+CREATE FUNCTION read_usage_figures(customer_ids TEXT[], since TIMESTAMPTZ) RETURNS TABLE (
+    customer_id VARCHAR, total_reports BIGINT, avg_active FLOAT, peak_active BIGINT,
+    current_active BIGINT, current_total BIGINT
+) LANGUAGE plpgsql STABLE SET plan_cache_mode = 'force_generic_plan' AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH instance_days AS (
+         SELECT customer_id, COUNT(*) AS reports, MAX(active_devices) AS active,
+                (reported_at AT TIME ZONE 'UTC')::DATE AS day
+           FROM usage_reports
+          WHERE customer_id = ANY(customer_ids)
+            AND reported_at >= since
+          GROUP BY customer_id, instance_id, day
+    ), days AS (
+         SELECT customer_id, SUM(reports)::BIGINT AS reports, SUM(active) AS active
+           FROM instance_days
+          GROUP BY customer_id, day
+    ), totals AS (
+         SELECT customer_id, SUM(reports)::BIGINT AS total_reports,
+                SUM(active)::FLOAT / COUNT(*) AS avg_active, MAX(active) AS peak_active
+           FROM days
+          GROUP BY customer_id
+    ), current AS (
+         SELECT customer_id, SUM(active_devices)::BIGINT AS current_active,
+                SUM(total_devices)::BIGINT AS current_total
+           FROM instances
+          WHERE customer_id = ANY(customer_ids)
+            AND last_reported_at >= since
+          GROUP BY customer_id
+    )
+    SELECT customer_id, total_reports, avg_active, peak_active, current_active, current_total
+      FROM totals
+      JOIN current USING (customer_id);
 END
 $$;

@@ -138,7 +138,7 @@ def test_two_changes_at_once_are_each_answered_with_their_own(
 def test_a_change_that_takes_long_holds_up_nobody_else(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "CHANGE_WAIT_SECONDS", 0.2)
     _, subscription_id = shop.subscribe("starter")
-    with shop.app.extensions["parts"].db.separate_lock(f"change {subscription_id}"):
+    with shop.app.extensions["billing.db"].separate_lock(f"change {subscription_id}"):
         refused = shop.act(subscription_id, "upgrade", {"plan": "professional"})
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
     assert "at work on the same" in refused.json["message"]
@@ -390,7 +390,7 @@ def test_stripe_failing_in_the_middle_of_an_upgrade(shop: Shop, status: int) -> 
     """The change was made and paid, but what came of it could not be fetched: asked again, it is told."""
     customer_id, subscription_id = shop.subscribe("starter")
     lists = itertools.count()
-    gateway = shop.app.extensions["parts"].stripe
+    gateway = shop.stripe_of(app)
     change = gateway.change_price
 
     def then_fail(*args: Any) -> None:

@@ -241,7 +241,7 @@ def test_paid_in_the_other_tab_just_now(shop: Shop, monkeypatch: pytest.MonkeyPa
     """The first page is paid between our look at it and our attempt to close it."""
     customer_id = shop.customer()
     first = shop.checkout(customer_id, "starter")
-    gateway = shop.app.extensions["parts"].stripe
+    gateway = shop.stripe_of(app)
     ask = gateway.list_checkouts
 
     def paid_right_after(stripe_customer_id: str) -> Any:
@@ -491,7 +491,7 @@ def test_the_portal_leads_back_to_a_page_of_ours(shop: Shop) -> None:
     assert shop.post(f"/api/customers/{customer_id}/portal").status_code == 201
     (portal,) = shop.sandbox.every("billing_portal.session")
     base, path = portal["return_url"][:-14], portal["return_url"][-14:]
-    assert (base, path) == (shop.app.extensions["parts"].settings.base_url, "/checkout/back")
+    assert (base, path) == (shop.app.extensions["billing.settings"].base_url, "/checkout/back")
     answer = shop.client.get(path)
     assert (answer.status_code, "All done" in answer.text) == (200, True)
 

@@ -425,7 +425,7 @@ class TestRotate:
 
 def _follow_now(app: Flask) -> None:
     """As if the seconds between two looks at the key file had passed."""
-    app.extensions["parts"].keyring._looked_at = 0.0
+    app.extensions["billing.keyring"]._looked_at = 0.0
 
 
 class TestListAndRemove:

@@ -54,7 +54,7 @@ def test_both_spellings(client):
 
 def test_the_columns_of_a_customer_with_its_subscriptions_are_what_they_are_called(app):
     """They are told by their places; two names that subscriptions share with customers have a prefix."""
-    with app.extensions["parts"].db.statement() as cur:
+    with app.extensions["billing.db"].statement() as cur:
         cur.execute("SELECT * FROM find_customer('cust_0', NULL)")
         names = [column[0] for column in cur.description]
     width = len(OF_CUSTOMER)

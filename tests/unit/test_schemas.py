@@ -23,7 +23,7 @@ def test_the_same_as_marshmallow(app: Flask, client: FlaskClient) -> None:
     made = [make_customer(client, plan=plan)["customerId"] for plan in ("starter", "enterprise")]
     with app.app_context():
         rows = [describe_one(customer_id) for customer_id in made]
-        with app.extensions["parts"].db.statement() as cur:
+        with app.extensions["billing.db"].statement() as cur:
             current = licenses.select_current_license(cur, made[0])
     assert current is not None
     for row in rows:

@@ -370,8 +370,8 @@ class TestAtStripe:
 
     def test_so_is_a_second_one_that_a_crash_left_behind(self, shop: Shop) -> None:
         customer_id, _, stripe_id, _ = self.paying(shop)
-        twin = shop.app.extensions["parts"].stripe.create_customer(customer_id, PERSON["email"], None, "twin")
-        other = shop.app.extensions["parts"].stripe.create_customer("other", PERSON["email"], None, "other")
+        twin = shop.stripe_of(app).create_customer(customer_id, PERSON["email"], None, "twin")
+        other = shop.stripe_of(app).create_customer("other", PERSON["email"], None, "other")
         assert self.erase(shop, customer_id).exit_code == 0
         assert [row["id"] for row in shop.sandbox.every("customer")] == [other]
         assert twin != stripe_id

@@ -252,7 +252,7 @@ class Forge:
     """Makes tokens that are wrong in one way each; with `real` signed by the service's own key."""
 
     def __init__(self, app: Flask, token: str) -> None:
-        ring: Keyring = app.extensions["parts"].keyring
+        ring: Keyring = app.extensions["billing.keyring"]
         self.key, self.token = ring.signing_key(), token
         self.header, self.claims = segment(token, 0), claims_of(token)
         self.mine = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -528,7 +528,7 @@ def test_neither_keys_nor_tokens_nor_addresses_reach_a_log(
     app.test_cli_runner().invoke(args=["customer", "erase", "--id", customer["customerId"], "--yes"])
     text = capsys.readouterr().err
     assert text.count('"logger":"app.access"') > 100
-    private = app.extensions["parts"].settings.license_private_key_path.read_text().splitlines()[5]
+    private = app.extensions["billing.settings"].license_private_key_path.read_text().splitlines()[5]
     records = [(record.name, json.dumps(record.__dict__, default=str)) for record in caplog.records]
     for logger, line in [*records, ("stderr", text)]:
         for secret in (

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from app.parts import Parts
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 from jose import jwt
 from werkzeug.test import TestResponse
 
-from app.parts import Parts
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
 from tests.tokens import claims_of, expired, resign, segment

@@ -150,7 +150,7 @@ def test_exhausted_pool_is_waited_for_once(
     ask = {"path": f"{route}/{made['customerId']}", "headers": bearer(made["license"])}
     assert app.test_client().get(**ask).status_code == 200
     waits: list[float] = []
-    monkeypatch.setattr(app.extensions["parts"].db, "_permits", Busy(waits))
+    monkeypatch.setattr(app.extensions["billing.db"], "_permits", Busy(waits))
     assert app.test_client().get(**ask).status_code == 503
     assert waits == [5]
 
@@ -277,7 +277,7 @@ def test_server_that_stops_and_comes_back_loses_nothing_acknowledged(
 
     url, control = own_server
     app = create_app(load_settings(environ | {"DATABASE_URL": url}))
-    database: Database = app.extensions["parts"].db
+    database: Database = app.extensions["billing.db"]
     migrations.migrate(database)
     customer_id = make_customer(app.test_client())["customerId"]
     stop_at, outcomes = threading.Event(), []
@@ -323,7 +323,7 @@ def test_server_that_stops_and_comes_back_loses_nothing_acknowledged(
 
 
 def test_each_request_gives_its_connection_back(app: Flask) -> None:
-    database: Database = app.extensions["parts"].db
+    database: Database = app.extensions["billing.db"]
     client = app.test_client()
     customer_id = make_customer(client)["customerId"]
     for path, body in (

@@ -14,12 +14,12 @@ from typing import Any, Final
 import psycopg2.extensions
 import pytest
 import stripe
+from app.parts import set_actor
 from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.db import Cursor
-from app.parts import set_actor
 from app.plans import PLANS
 from app.services.stripe_sync import sync_all
 from app.stripe_gateway import StripeGateway

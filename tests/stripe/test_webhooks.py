@@ -452,7 +452,7 @@ def test_the_database_down_is_503_and_the_event_comes_again(
     def refuse(self: Database) -> Any:
         raise psycopg2.OperationalError("connection refused")
 
-    shop.app.extensions["parts"].db.close()
+    shop.app.extensions["billing.db"].close()
     with monkeypatch.context() as patch:
         patch.setattr(Database, "_take" if block == "statement" else "_connect", refuse)
         assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [503]
@@ -466,7 +466,7 @@ def test_the_database_going_while_stripe_is_asked(
 ) -> None:
     """The connection is cut in the middle: no event done, no half of a change stored."""
     customer_id, deleted = cancelled(shop)
-    gateway = shop.app.extensions["parts"].stripe
+    gateway = shop.stripe_of(app)
     ask = gateway.list_subscriptions
 
     def cut(*args: Any) -> Any:
@@ -539,7 +539,7 @@ def test_too_many_at_once_are_told_to_come_again(
     shop: Shop, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customer_id, deleted = cancelled(shop)
-    gateway = shop.app.extensions["parts"].stripe
+    gateway = shop.stripe_of(app)
 
     def full() -> AbstractContextManager[None]:
         raise Unavailable("Too many requests are waiting for Stripe.")

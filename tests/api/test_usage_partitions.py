@@ -81,7 +81,7 @@ def test_a_report_that_moves_to_its_month_meanwhile_is_found(
     seen: list[int] = []
 
     def look(find: Callable[..., Any]) -> None:
-        with app.app_context(), app.extensions["parts"].db.statement() as cur:
+        with app.app_context(), app.extensions["billing.db"].statement() as cur:
             seen.append(len(find(cur, [key])))
 
     for find in (usage_rows.select_usage_reports_by_key, usage._stored):
@@ -254,7 +254,7 @@ def test_every_access_has_its_index(app: Flask, client: FlaskClient, sql: Sql) -
     sql("ANALYZE")
     now = datetime.now(UTC)
     week = now - timedelta(days=7)
-    database: Database = app.extensions["parts"].db
+    database: Database = app.extensions["billing.db"]
 
     def plans(run: Callable[[Any], Any]) -> list[Any]:
         with database._connection() as connection, connection.cursor(cursor_factory=Explaining) as cur:

@@ -112,7 +112,7 @@ def a_list(app: Flask, *revoked: str, age: float = 0, **changes: Any) -> str:
     """A revocation list as the service would have signed it that long ago."""
     at = int(time.time() - age)
     claims = {"iss": "zemfyre-billing", "iat": at, "exp": at + DAY, "revoked": list(revoked), **changes}
-    return sign(claims, app.extensions["parts"].keyring.signing_key())
+    return sign(claims, app.extensions["billing.keyring"].signing_key())
 
 
 def test_before_the_first_contact(page: list[str], tmp_path: Path, customer: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_a_rotated_key_is_fetched(
     instance: Instance, make_app: Callable[..., Flask], app: Flask, client: FlaskClient, url: str,
     customer: dict[str, Any], tmp_path: Path, sql: Callable[..., Any],
 ) -> None:  # fmt: skip
-    ring = app.extensions["parts"].keyring
+    ring = app.extensions["billing.keyring"]
     ring.signing_key()
     old, ring._signing = ring._signing, parse_private_key(generate_private_key())
     sql("UPDATE customers SET company_name = 'Changed'")
@@ -242,7 +242,7 @@ def test_what_no_instance_takes(
 ) -> None:
     token, other = customer["license"], make_customer(client)
     head, body, signature = token.split(".")
-    key = app.extensions["parts"].keyring.signing_key()
+    key = app.extensions["billing.keyring"].signing_key()
     header = segment(token, 0)
 
     def signed(header: dict[str, Any], claims: dict[str, Any]) -> str:

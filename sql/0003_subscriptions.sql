@@ -1,0 +1,58 @@
+-- What they subscribe to: Stripe's subscriptions as last fetched, trials of our own, and Stripe's events.
+
+CREATE TABLE subscriptions (
+    id                       BIGSERIAL    PRIMARY KEY,
+    subscription_id          VARCHAR(255) NOT NULL UNIQUE CHECK (subscription_id ~ '^(sub|trial)_'),
+    customer_id              VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    stripe_subscription_id   VARCHAR(255) UNIQUE,
+    stripe_price_id          VARCHAR(255),
+    plan                     VARCHAR(50)  NOT NULL
+                             CHECK (plan IN ('trial', 'starter', 'professional', 'enterprise', 'unknown')),
+    billing_interval         VARCHAR(10),
+    status                   VARCHAR(50)  NOT NULL CHECK (status <> ''),
+    paid                     BOOLEAN      NOT NULL DEFAULT FALSE,
+    trial_ends_at            TIMESTAMPTZ,
+    current_period_starts_at TIMESTAMPTZ,
+    current_period_ends_at   TIMESTAMPTZ,
+    cancel_at_period_end     BOOLEAN      NOT NULL DEFAULT FALSE,
+    cancel_at                TIMESTAMPTZ,
+    ended_at                 TIMESTAMPTZ,
+    changes                  INTEGER      NOT NULL DEFAULT 0,
+    event_id                 VARCHAR(255),
+    fetched_at               TIMESTAMPTZ,
+    created_at               TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    updated_at               TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    CHECK (stripe_subscription_id IS NULL OR stripe_subscription_id = subscription_id),
+    CHECK (stripe_subscription_id IS NOT NULL
+           OR (status IN ('trialing', 'canceled') AND plan <> 'unknown'
+               AND trial_ends_at IS NOT NULL AND NOT paid))
+);
+
+CREATE INDEX subscriptions_customer_id_idx ON subscriptions (customer_id);
+CREATE UNIQUE INDEX subscriptions_one_local_trial_key ON subscriptions (customer_id)
+ WHERE stripe_subscription_id IS NULL AND status = 'trialing';
+
+COMMENT ON COLUMN subscriptions.stripe_subscription_id IS 'NULL for a trial of our own';
+COMMENT ON COLUMN subscriptions.paid IS 'has been paid at least once; never goes back';
+COMMENT ON COLUMN subscriptions.changes IS 'changes asked of Stripe that had an outcome; part of the next idempotency key';
+COMMENT ON COLUMN subscriptions.event_id IS 'the Stripe event that led to the present state, where one did';
+
+CREATE TRIGGER subscriptions_audit AFTER INSERT OR UPDATE OR DELETE ON subscriptions
+   FOR EACH ROW EXECUTE FUNCTION audit_row('subscription', 'subscription_id');
+
+CREATE TABLE stripe_events (
+    event_id           VARCHAR(255) PRIMARY KEY,
+    type               VARCHAR(255) NOT NULL,
+    object_id          VARCHAR(255),
+    customer_id        VARCHAR(255) REFERENCES customers (customer_id),
+    stripe_customer_id VARCHAR(255),
+    outcome            VARCHAR(20)  NOT NULL CHECK (outcome IN ('done', 'ignored', 'failed')),
+    error              VARCHAR(500),
+    attempts           INTEGER      NOT NULL DEFAULT 1,
+    created_at         TIMESTAMPTZ  NOT NULL,
+    received_at        TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    processed_at       TIMESTAMPTZ
+);
+
+CREATE INDEX stripe_events_received_at_idx ON stripe_events (received_at DESC, event_id DESC);
+CREATE INDEX stripe_events_customer_id_idx ON stripe_events (customer_id, received_at DESC);
