@@ -71,11 +71,11 @@ class Instance:
         self.page, self.file, self.customer_id = page, file, customer_id
         self.told = ""
 
+    def start(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*self.page, *args], capture_output=True, text=True, timeout=60, check=False)
+
     def run(self, *args: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [*self.page, str(self.file), self.customer_id, *args],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = self.start(str(self.file), self.customer_id, *args)
         self.told = done.stderr
         assert done.stdout, done.stderr
         decision = json.loads(done.stdout)
@@ -120,6 +120,47 @@ def test_before_the_first_contact(page: list[str], tmp_path: Path, customer: dic
     assert fresh.code("--install", customer["license"]) == "NO_LICENSE"
     assert "UNKNOWN_KEY" in fresh.told  # no key was fetched yet
     assert not fresh.file.exists()
+
+
+def test_help_and_wrong_usage_are_plain_lines(page: list[str], tmp_path: Path) -> None:
+    given = Instance(page, tmp_path / "missing" / "state.json", "cust_0123456789ab")
+    shown = given.start("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--refresh" in shown.stdout
+    for args, reason in (
+        ([], "usage"),
+        (["--frobnicate"], "usage" if page[0] != "node" else "--frobnicate"),
+        ([str(given.file), given.customer_id], f"there is no folder {given.file.parent}"),
+        ([str(tmp_path), given.customer_id], "directory"),
+    ):
+        refused = given.start(*args)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert reason in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert "    at " not in refused.stderr
+    assert not given.file.parent.exists()
+
+
+def test_a_damaged_state_file_counts_as_none(instance: Instance, url: str, customer: dict[str, Any]) -> None:
+    whole = instance.state
+    wrong_types = ({"license": 7}, {"newestIat": "0"}, {"list": None}, {"keys": [7]}, {"keys": None})
+    for damage in (
+        "", "null", "[]", "{}", "\0\0\0", json.dumps(whole)[:-9],
+        *(json.dumps(whole | wrong) for wrong in wrong_types),
+    ):  # fmt: skip
+        instance.file.write_text(damage)
+        assert (damage, instance.code(), instance.told) == (damage, "NO_LICENSE", "")
+    assert instance.code("--refresh", url, "--install", customer["license"]) == "VALID"
+    assert instance.state["license"] == customer["license"]
+    assert [path.name for path in instance.file.parent.glob("state*")] == ["state.json"]
+
+
+def test_an_answer_without_keys_changes_nothing(instance: Instance, app: Flask, url: str) -> None:
+    keys = instance.state["keys"]
+    for bad in ({"keys": None}, {"keys": [{"kty": "RSA"}]}, {}, []):
+        app.view_functions["licenses.jwks"] = lambda bad=bad: bad
+        assert instance.code("--refresh", url) == "VALID"
+        assert instance.state["keys"] == keys
 
 
 def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> None:

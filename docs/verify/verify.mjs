@@ -81,7 +81,8 @@ export class LicenseHolder {
 
   async #fetchKeys(url) {
     const { keys } = await get(`${url}/.well-known/jwks.json`);
-    this.#save({ keys: keys.filter((key) => typeof key.kid === "string") });
+    if (!keys.every((key) => typeof key.kid === "string")) throw new Error("a key without kid");
+    this.#save({ keys });
   }
 
   async #fetchList(url) {

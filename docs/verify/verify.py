@@ -79,7 +79,9 @@ class LicenseHolder:
 
     def _fetch_keys(self, url: str) -> None:
         keys = _get(f"{url}/.well-known/jwks.json")["keys"]
-        self._save(keys=[key for key in keys if isinstance(key["kid"], str)])
+        if not all(isinstance(key["kid"], str) for key in keys):
+            raise ValueError("a key without kid")
+        self._save(keys=keys)
 
     def _fetch_list(self, url: str) -> None:
         claims = self._read(_get(f"{url}/api/licenses/revocations")["revocations"])
