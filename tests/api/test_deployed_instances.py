@@ -234,7 +234,7 @@ class Host:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What a shell makes of the file, as dotenv, docker compose and systemd do."""
+        """What a shell makes of the file."""
         script = f'. {self.file}; printf "%s\\0" "$IOTISTIC_LICENSE_KEY" "$LICENSE_PUBLIC_KEY"'
         license_token, key, _ = subprocess.check_output(["sh", "-c", script], text=True).split("\0")
         return {"IOTISTIC_LICENSE_KEY": license_token, "LICENSE_PUBLIC_KEY": key}
