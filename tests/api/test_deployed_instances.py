@@ -140,6 +140,9 @@ class TestStates:
         shop.deliver()
         assert shop.plan_and_status(customer_id) == ("professional", "past_due")
         assert started(shop.client, customer_id) == ("professional", 50)
+        in_grace = variables(shop.client, customer_id)
+        assert DeployedInstance(in_grace, time.time() + 6.9 * DAY).max_devices == 50
+        assert DeployedInstance(in_grace, time.time() + 7.1 * DAY).max_devices == UNLICENSED
         shop.sandbox.advance(days=30)
         shop.deliver()
         assert shop.plan_and_status(customer_id) == ("trial", "canceled")
@@ -180,6 +183,16 @@ class TestStates:
         assert DeployedInstance(old, time.time() + 15 * DAY).max_devices == UNLICENSED
         client.post(f"/api/licenses/{customer_id}/reinstate", headers=ADMIN)
         assert started(client, customer_id) == ("professional", 50)
+
+    def test_erased(self, client: FlaskClient, console: Callable[..., Any]) -> None:
+        """Nothing is known of it any more: it stops when the license it has expires."""
+        customer_id = make_customer(client, plan="professional")["customerId"]
+        old = variables(client, customer_id)
+        assert console("customer", "erase", "--id", customer_id, "--yes").exit_code == 0
+        credential = bearer(old["IOTISTIC_LICENSE_KEY"])
+        assert client.get(f"/api/licenses/{customer_id}", headers=credential).status_code == 401
+        assert DeployedInstance(old).max_devices == 50
+        assert DeployedInstance(old, time.time() + 15 * DAY).max_devices == UNLICENSED
 
     def test_a_rotated_key(self, client: FlaskClient, console: Callable[..., Any]) -> None:
         customer_id = make_customer(client, plan="professional")["customerId"]
