@@ -42,6 +42,7 @@ base64url() {
 # What the instance will check at its next start: this key signed this license, for this customer.
 is_plausible() {
   printf '%s\n' "$license" | grep -Eqx '[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+' || return 1
+  printf '%s\n' "$key" | grep -Evq '^(-----(BEGIN|END) PUBLIC KEY-----|[A-Za-z0-9+/=]+)$' && return 1
   claims=${license#*.}
   base64url "${claims%.*}" | grep -Eq "\"sub\": ?\"$CUSTOMER_ID\"" || return 1
   printf '%s\n' "$key" >"$new.pem"

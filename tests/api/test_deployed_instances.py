@@ -366,6 +366,7 @@ class TestRenewer:
             (sign(claims_of(token), other), key),
             (token, other.public.pem),
             (token, ""),
+            (token, f"';touch {host.folder}/run;'\n{key}"),
             (make_customer(client)["license"], key),
         ):
             answering.body = app.json.dumps({"license": license_token, "publicKey": public_key})
