@@ -141,7 +141,7 @@ def is_paid(world: World, sub: Obj) -> bool:
 
 @due_rule("invoice")
 def invoice_due(world: World, invoice: Obj) -> Due | None:
-    if invoice["status"] == "draft" and invoice["automatically_finalizes_at"]:
+    if invoice["status"] == "draft" and invoice.get("automatically_finalizes_at"):
         return Due(invoice["automatically_finalizes_at"], lambda: _advance(world, invoice))
     if invoice["status"] != "open":
         return None
