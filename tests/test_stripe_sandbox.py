@@ -139,6 +139,31 @@ def test_every_route_has_its_parameter_class_and_supports_only_what_exists() -> 
         assert not unknown, (route.path, unknown)
 
 
+def test_objects_have_the_fields_of_the_sdk(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    sandbox.create_promotion_code("HALF", 50)
+    sub = sandbox.pay(shop.session(allow_promotion_codes=True).id, "HALF")["subscription"]
+    sandbox.schedule(sub, shop.professional)
+    sandbox.dispute(client.subscriptions.retrieve(sub).latest_invoice)
+    overage(client, shop.customer)
+    client.billing_portal.sessions.create({"customer": shop.customer})
+    client.webhook_endpoints.create({"url": SUCCESS, "enabled_events": ["*"]})
+    tables = sandbox.state()["objects"]
+    assert set(tables) == {kind for kind, objects in tables.items() if objects}
+    tables["account"] = [client.accounts.retrieve_current().to_dict()]
+    tables["subscription_item"] = tables["subscription"][0]["items"]["data"]
+    tables["invoice_line_item"] = tables["invoice"][0]["lines"]["data"]
+    for kind, objects in tables.items():
+        *package, name = kind.replace("invoiceitem", "invoice_item").split(".")
+        module = getattr(stripe, package[0]) if package else stripe
+        known = annotations_of(getattr(module, name.title().replace("_", "")))
+        unknown = {field for obj in objects for field in obj} - known
+        assert not unknown, (kind, unknown)
+
+
+def annotations_of(cls: type) -> set[str]:
+    return {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+
+
 def test_a_key_is_needed(sandbox: Sandbox, client: Any) -> None:
     assert refused(connect(sandbox, "sk_test_other").customers.list)[0] == 401
     bare = requests.get(sandbox.url + "/v1/customers", timeout=5)

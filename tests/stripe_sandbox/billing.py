@@ -8,7 +8,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import invoices, shapes
 from .errors import card_refused, invalid
@@ -504,11 +504,21 @@ def recurring_price(world: World, id: str, param: str) -> Obj:
     return copied(price)
 
 
-def planned_change(world: World, sub: Obj, p: Obj) -> tuple[Obj, list[Obj], bool]:
-    """`items`, `trial_end`, `billing_cycle_anchor` of an update → (the subscription after it,
-    lines for it, whether they are invoiced at once). Changes nothing.
+class Plan(NamedTuple):
+    """What an update comes to: the subscription after it, lines for it, waiting items that go with
+    them, and whether they are invoiced at once."""
 
-    At once: `proration_behavior=always_invoice`, a trial ended now, a new anchor or interval.
+    wanted: Obj
+    lines: list[Obj]
+    items: list[Obj]
+    at_once: bool
+
+
+def planned_change(world: World, sub: Obj, p: Obj) -> Plan:
+    """`items`, `trial_end`, `billing_cycle_anchor` of an update, thought through; changes nothing.
+
+    At once: `proration_behavior=always_invoice`, a trial ended now, a new anchor or interval. Of
+    these the first leaves waiting items to the renewal.
     """
     if sub["status"] in ("incomplete", "paused"):
         raise invalid(f"You cannot update a subscription in `{sub['status']}` status this way.")
@@ -533,8 +543,8 @@ def planned_change(world: World, sub: Obj, p: Obj) -> tuple[Obj, list[Obj], bool
         wanted["trial_end"] = now
     if isinstance(p.get("trial_end"), int):
         _extend_trial(world, wanted, p["trial_end"])
-    at_once = restart or (bool(lines) and p.get("proration_behavior") == "always_invoice")
-    return wanted, lines, at_once
+    only_this = not restart and bool(lines) and p.get("proration_behavior") == "always_invoice"
+    return Plan(wanted, lines, [] if only_this else waiting(world, sub), restart or only_this)
 
 
 def change_plan(world: World, sub: Obj, p: Obj) -> None:
@@ -543,12 +553,11 @@ def change_plan(world: World, sub: Obj, p: Obj) -> None:
     A refused card means: `error_if_incomplete` an error and nothing changed ·
     `pending_if_incomplete` kept in `pending_update` · else changed and `past_due`.
     """
-    wanted, lines, at_once = planned_change(world, sub, p)
+    wanted, lines, items, at_once = planned_change(world, sub, p)
     if not at_once:
         sub.update(wanted)
         invoices.keep_for_next(world, sub, lines)
         return
-    items = waiting(world, sub) if wanted["billing_cycle_anchor"] != sub["billing_cycle_anchor"] else []
     behavior = p.get("payment_behavior", "allow_incomplete")
     card = world.cards.get(sub["customer"])
     charged = sub["collection_method"] == "charge_automatically"
@@ -569,14 +578,10 @@ def change_plan(world: World, sub: Obj, p: Obj) -> None:
 
 def preview(world: World, sub: Obj, p: Obj) -> Obj:
     """The invoice that an update would make at once, else the next renewal's."""
-    wanted, lines, at_once = planned_change(world, sub, p)
-    items = waiting(world, sub)
+    wanted, lines, items, at_once = planned_change(world, sub, p)
     if not at_once:
-        wanted, lines = copied(wanted), list(lines)
         _start_period(world, wanted, period_end(wanted), keep_anchor=True)
         lines += period_lines(items_of(wanted))
-    elif wanted["billing_cycle_anchor"] == sub["billing_cycle_anchor"]:
-        items = []
     return blank(world, wanted, "upcoming", lines, items)
 
 
