@@ -35,7 +35,6 @@ class Server:
             "LOG_LEVEL": "info",
             "WEB_CONCURRENCY": "2",
             "WEB_THREADS": "8",
-            "DRAIN_SECONDS": "0",
             **settings,
             "PORT": str(self.port),
         }

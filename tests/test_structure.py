@@ -22,9 +22,9 @@ FLOORS = [
     ("app.parts",),
     ("app.queries", "app.stripe_gateway", "app.keyring", "app.migrations", "app.embedded", "app.backup"),
     ("app.schemas",),
-    ("app.licenses", "app.db", "app.observe", "app.worker"),
+    ("app.licenses", "app.db", "app.observe"),
     ("app.entitlements", "app.errors", "app.config"),
-    ("app.plans", "app.encoding", "app.connection", "app.threads"),
+    ("app.plans", "app.encoding"),
 ]
 
 
