@@ -64,7 +64,9 @@ else:
     settings = checked_settings(wsgi.app)
 
 bind = listen_addresses(settings.port)
-reuse_port = os.environ.get("EXP_REUSE", "1") == "1"
+# With a socket for each worker (reuse_port) Linux resets the connections that wait at a worker which ends,
+# unless the sysctl net.ipv4.tcp_migrate_req is 1.
+reuse_port = False
 worker_class = "gthread"
 workers = settings.web_concurrency
 threads = settings.web_threads

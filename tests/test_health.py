@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import pytest
-import requests
 
 from app import embedded
 from app.config import load_settings
@@ -108,8 +107,8 @@ def test_a_database_that_comes_later_is_taken_without_a_restart(serve, open_fold
     assert any("database not available" in line["message"] for line in server.lines())
 
 
-def test_sigterm_is_told_at_once_and_finishes_what_is_in_flight(serve, database_url):
-    server = serve(DRAIN_SECONDS="3")
+def test_sigterm_finishes_what_is_under_way(serve, database_url):
+    server = serve()
     connection = psycopg2.connect(database_url)
     connection.cursor().execute("LOCK TABLE customers IN ACCESS EXCLUSIVE MODE")
     with ThreadPoolExecutor() as pool:
@@ -117,10 +116,7 @@ def test_sigterm_is_told_at_once_and_finishes_what_is_in_flight(serve, database_
         slow = pool.submit(server.post, "/api/customers", body, headers=ADMIN)
         wait_until(lambda: waiting(database_url))
         server.send(signal.SIGTERM)
-        found = wait_until(lambda: server.get("/health/ready").json()["failing"])
-        assert found == {"process": "shutting down"}
-        assert server.get("/health").status_code == 200
-        wait_until(lambda: is_refused(server))
+        wait_until(lambda: any(line["message"] == "Handling signal: term" for line in server.lines()))
         assert not slow.done()
         connection.rollback()
         assert slow.result().status_code == 201
@@ -129,14 +125,6 @@ def test_sigterm_is_told_at_once_and_finishes_what_is_in_flight(serve, database_
         cur.execute("SELECT email FROM customers")
         assert cur.fetchall() == [("ada@example.com",)]
     connection.close()
-
-
-def is_refused(server: Server) -> bool:
-    try:
-        server.get("/health")
-    except requests.ConnectionError:
-        return True
-    return False
 
 
 def test_no_request_is_lost_over_sighup_and_sigterm(serve):
