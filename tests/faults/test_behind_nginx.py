@@ -1,7 +1,4 @@
-"""Two hundred slow clients at the proxy of deploy/nginx: everybody else is answered.
-
-gunicorn's threads cannot wait for slow clients themselves; that is what the proxy is for.
-"""
+"""The service behind the nginx of deploy/nginx: slow clients, reloads and restarts cost nobody a request."""
 
 import shutil
 import signal
@@ -14,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -131,8 +129,8 @@ def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, conne
         assert list(pool.map(ask, range(40))) == 40 * [201]
         stop.set()
         dribbler.result()
-    stored = server.get(f"/api/usage/{made['customerId']}?limit=100", headers=ADMIN).json()["reports"]
-    assert {report["instanceId"] for report in stored} == {f"i{number}" for number in range(40)}
+    reports = server.get(f"/api/usage/{made['customerId']}?limit=100", headers=ADMIN).json()["reports"]
+    assert {report["instanceId"] for report in reports} == {f"i{number}" for number in range(40)}
     slowest = slow["has not finished its body"][0]
     slowest.sendall(b" " * (LENGTH - 1 - dribbling[slowest]))
     assert slowest.recv(100).startswith(b"HTTP/1.1 401 ")
@@ -147,28 +145,64 @@ def test_a_body_that_the_service_refuses_is_refused_through_the_proxy(serve, beh
     assert answer.json()["requestId"] == answer.headers["X-Request-ID"]
 
 
-def test_a_rolling_reload_loses_no_request(serve, behind_nginx):
-    server = serve()
-    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
-    proxy = behind_nginx(server)
+@pytest.fixture
+def reporters(behind_nginx) -> Iterator[Callable[[Server], Callable[[], list[int]]]]:
+    """Instances that report through the proxy without a pause; the call stops them and gives all statuses."""
     stop = threading.Event()
-
-    def report(instance: str) -> list[int]:
-        statuses = []
-        with requests.Session() as session:
-            while not stop.is_set():
-                body = report_body(made["customerId"], instanceId=instance)
-                url, headers = f"{proxy.url}/api/usage/report", bearer(made["license"])
-                statuses.append(session.post(url, json=body, headers=headers, timeout=PATIENCE).status_code)
-        return statuses
-
     with ThreadPoolExecutor(8) as pool:
-        reporting = [pool.submit(report, f"i{number}") for number in range(8)]
-        for _ in range(2):
-            before = set(server.workers())
-            server.send(signal.SIGHUP)
-            wait_until(lambda before=before: server.workers() and not before & set(server.workers()))
+
+        def start(server: Server) -> Callable[[], list[int]]:
+            made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+            url = f"{behind_nginx(server).url}/api/usage/report"
+
+            def report(number: int) -> list[int]:
+                body = report_body(made["customerId"], instanceId=f"i{number}")
+                statuses = []
+                with requests.Session() as session:
+                    session.headers.update(bearer(made["license"]))
+                    while not stop.is_set():
+                        statuses.append(session.post(url, json=body, timeout=PATIENCE).status_code)
+                return statuses
+
+            running = [pool.submit(report, number) for number in range(8)]
+
+            def finish() -> list[int]:
+                stop.set()
+                return [status for future in running for status in future.result()]
+
+            return finish
+
+        yield start
         stop.set()
-        statuses = [status for future in reporting for status in future.result()]
+
+
+def stored(sql: Callable[..., list[dict[str, Any]]]) -> int:
+    return int(sql("SELECT COUNT(*) AS reports FROM usage_reports")[0]["reports"])
+
+
+def test_a_reload_loses_no_request(serve, reporters, sql):
+    server = serve()
+    finish = reporters(server)
+    for _ in range(2):
+        before = set(server.workers())
+        server.send(signal.SIGHUP)
+        wait_until(lambda before=before: server.workers() and not before & set(server.workers()))
+    statuses = finish()
     assert set(statuses) == {201}
-    assert len(statuses) > 8
+    assert stored(sql) == len(statuses) > 8
+
+
+def test_a_restart_with_a_socket_of_systemd_loses_no_request(environ, reporters, sql, tmp_path):
+    settings = {name: value for name, value in environ.items() if name != "LOG_LEVEL"}
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        server = Server(settings, tmp_path, listener=listener).start()
+        finish = reporters(server)
+        for _ in range(2):
+            before = stored(sql)
+            wait_until(lambda before=before: stored(sql) > before)
+            assert server.stop() == 0
+            server.restart()
+        statuses = finish()
+        assert server.stop() == 0
+    assert set(statuses) == {201}
+    assert stored(sql) == len(statuses) > 8
