@@ -1,11 +1,13 @@
 """Alive, ready, and what the signals do to a running server."""
 
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import pytest
+import requests
 
 from app import embedded
 from app.config import load_settings
@@ -192,3 +194,23 @@ def reload(server: Server) -> None:
 
 def asked_with(server: Server, key: str) -> int:
     return server.get("/api/customers", headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+def test_listens_on_ipv4_and_ipv6(serve):
+    server = serve()
+    assert server.get("/health").status_code == 200
+    try:
+        socket.create_connection(("::1", server.port), timeout=5).close()
+    except OSError:
+        assert not has_ipv6()
+    else:
+        assert requests.get(f"http://[::1]:{server.port}/health", timeout=5).status_code == 200
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
