@@ -81,6 +81,12 @@ worker_tmp_dir = shared_memory
 control_socket_disable = True
 
 
+# The garbage collector writes to the objects that it visits: each worker would get copies of them.
+gc.unfreeze()
+gc.collect()
+gc.freeze()
+
+
 def on_starting(server: Any) -> None:
     """Without DATABASE_URL: run the embedded database for as long as we live."""
     if settings.database_url is None:
@@ -89,12 +95,6 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     server.log.info("slow clients occupy threads: put a proxy that buffers requests in front (deploy/nginx)")
-
-
-def pre_fork(server: Any, worker: Any) -> None:
-    """Keep the garbage collector from writing to what all workers share."""
-    gc.collect()
-    gc.freeze()
 
 
 def child_exit(server: Any, worker: Any) -> None:
