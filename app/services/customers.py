@@ -177,7 +177,6 @@ def export_customer(customer_id: str) -> dict[str, Any]:
             "licenses": licenses.select_license_history(cur, customer_id),
             "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
             "instances": usage.select_instances_of(cur, customer_id),
-            "usageAlerts": usage.select_usage_alerts(cur, customer_id=customer_id, since=None),
             "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
             "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
             "audit": audit.select_audit(cur, customer_id=customer_id),
