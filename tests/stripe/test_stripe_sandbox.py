@@ -566,6 +566,9 @@ def test_a_failed_renewal(sandbox: Sandbox, client: Any, shop: Shop, paid: str, 
     sandbox.set_card(shop.customer, "decline")
     end = item_of(client.subscriptions.retrieve(paid)).current_period_end
     sandbox.advance_to(end)
+    draft = client.subscriptions.retrieve(paid, {"expand": ["latest_invoice"]}).latest_invoice
+    assert (draft.status, draft.number, draft.next_payment_attempt) == ("draft", None, end + 3600)
+    sandbox.advance(hours=1)
     assert client.subscriptions.retrieve(paid).status == "past_due"
     assert types(sandbox)[-2:] == ["invoice.payment_failed", "customer.subscription.updated"]
     sandbox.advance(days=7)
@@ -602,7 +605,412 @@ def test_the_end_of_a_trial(
     sub = sandbox.create_subscription(shop.customer, shop.starter, trial_days=7, trial_settings=settings)
     sandbox.set_card(shop.customer, card)
     sandbox.advance(days=7)
+    assert client.subscriptions.retrieve(sub["id"]).status in ("active", status)
+    sandbox.advance(hours=1)
     assert client.subscriptions.retrieve(sub["id"]).status == status
+
+
+# -- keys, and what else an account holds
+
+
+def test_keys_see_their_account_and_mode(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    assert client.accounts.retrieve_current().id == sandbox.account
+    sandbox.add_key("sk_test_second")
+    sandbox.add_key("sk_test_theirs", account="acct_theirs")
+    sandbox.add_key("sk_live_ours")
+    assert connect(sandbox, "sk_test_second").customers.retrieve(shop.customer).id == shop.customer
+    for key, account in (("sk_test_theirs", "acct_theirs"), ("sk_live_ours", sandbox.account)):
+        other = connect(sandbox, key)
+        assert other.accounts.retrieve_current().id == account
+        assert other.customers.list().data == []
+        assert refused(other.customers.retrieve, shop.customer) == (404, "resource_missing", "id")
+    with pytest.raises(
+        stripe.InvalidRequestError, match="similar object exists in test mode, but a live mode key"
+    ):
+        connect(sandbox, "sk_live_ours").customers.retrieve(shop.customer)
+    assert connect(sandbox, "sk_live_ours").customers.create({}).livemode is True
+    assert len(sandbox.every("customer")) == 1
+
+
+def test_keys_that_lack_a_right_or_ended(sandbox: Sandbox, shop: Shop) -> None:
+    sandbox.add_key("rk_test_reader", without=["customer_write", "accounts_kyc_basic_read"])
+    reader = connect(sandbox, "rk_test_reader")
+    assert reader.customers.retrieve(shop.customer).id == shop.customer
+    with pytest.raises(stripe.PermissionError, match="'rak_customer_write' permission") as caught:
+        reader.customers.create({})
+    assert caught.value.http_status == 403 and str(caught.value.request_id).startswith("req_")
+    assert refused(reader.accounts.retrieve_current)[0] == 403
+    sandbox.add_key("sk_test_old", revoked=True)
+    assert refused(connect(sandbox, "sk_test_old").customers.list)[:2] == (401, "api_key_expired")
+
+
+def test_other_things_of_the_same_account(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    support = sandbox.create_price(50_000, interval="year", nickname="Support contract")
+    items = [{"price": support["id"]}, {"price": shop.starter, "quantity": 0}]
+    sub = client.subscriptions.retrieve(sandbox.create_subscription(shop.customer, items=items)["id"])
+    assert [(i.price.recurring.interval, i.quantity) for i in sub["items"].data] == [
+        ("year", 1),
+        ("month", 0),
+    ]
+    linked = sandbox.pay_link(shop.starter, "Link@example.com")
+    assert linked["payment_link"] and linked["metadata"] == {}
+    assert client.customers.retrieve(linked["customer"]).metadata.to_dict() == {}
+    assert client.customers.list({"email": "link@example.com"}).data == []
+    (found,) = client.customers.search({"query": 'email:"link@example.com"'}).data
+    assert found.id == linked["customer"]
+    ours = sandbox.create_customer("c@example.com", metadata={"customer_id": "cust_1"})["id"]
+    query = "metadata['customer_id']:'cust_1' AND email:'c@example.com'"
+    assert [c.id for c in client.customers.search({"query": query}).data] == [ours]
+    assert refused(client.customers.search, {"query": "created>5"})[2] == "query"
+
+
+def test_what_stands_under_a_test_clock(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    clocked = sandbox.create_customer("t@example.com", test_clock="clock_1")["id"]
+    sub = sandbox.create_subscription(clocked, shop.starter)["id"]
+    assert [c.id for c in client.customers.list().data] == [shop.customer]
+    assert client.subscriptions.list({"status": "all"}).data == []
+    assert client.customers.retrieve(clocked).test_clock == "clock_1"
+    assert client.subscriptions.retrieve(sub).status == "active"
+    for found in (
+        client.subscriptions.list({"customer": clocked}),
+        client.subscriptions.list({"test_clock": "clock_1"}),
+    ):
+        assert [s.id for s in found.data] == [sub]
+    assert [c.id for c in client.customers.list({"test_clock": "clock_1"}).data] == [clocked]
+
+
+def test_yearly_and_archived_prices(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    yearly = sandbox.create_price(29_000, interval="year", lookup_key="starter_year")["id"]
+    sub = upgrade(client, paid, yearly, expand=["latest_invoice"])
+    item = item_of(sub)
+    assert 364 * DAY < item.current_period_end - item.current_period_start < 367 * DAY
+    assert sub.latest_invoice.amount_paid == 29_000 - 2_900
+    client.prices.update(shop.professional, {"active": False})
+    assert refused(upgrade, client, paid, shop.professional) == (400, None, "items[0][price]")
+    with pytest.raises(stripe.InvalidRequestError, match="The price specified is inactive") as caught:
+        shop.session(shop.professional)
+    assert caught.value.param == "line_items[0][price]"
+    assert client.prices.update(shop.starter, {"tax_behavior": "exclusive"}).tax_behavior == "exclusive"
+    assert refused(client.prices.update, shop.starter, {"tax_behavior": "inclusive"})[2] == "tax_behavior"
+
+
+def test_one_currency_for_a_customer(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    euro = sandbox.create_price(2_700, currency="eur")["id"]
+    assert refused(upgrade, client, paid, euro) == (400, None, "items[0][price]")
+    for call in (lambda: shop.session(euro), lambda: sandbox.create_subscription(shop.customer, euro)):
+        with pytest.raises((stripe.InvalidRequestError, Refusal), match="cannot combine currencies"):
+            call()
+    assert len(client.subscriptions.list({"customer": shop.customer}).data) == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "status", "code", "decline_code"),
+    [
+        (None, 400, "resource_missing", None),
+        ("3ds", 402, "subscription_payment_intent_requires_action", None),
+        ("insufficient_funds", 402, "card_declined", "insufficient_funds"),
+        ("expired_card", 402, "expired_card", "expired_card"),
+    ],
+)
+def test_cards_at_an_upgrade(
+    sandbox: Sandbox,
+    client: Any,
+    shop: Shop,
+    paid: str,
+    card: str | None,
+    status: int,
+    code: str,
+    decline_code: str,
+) -> None:
+    sandbox.set_card(shop.customer, card)
+    before = len(sandbox.events)
+    with pytest.raises(stripe.StripeError) as caught:
+        upgrade(client, paid, shop.professional)
+    error = caught.value.json_body["error"]
+    assert (caught.value.http_status, error["code"]) == (status, code)
+    assert error.get("decline_code") == decline_code
+    assert item_of(client.subscriptions.retrieve(paid)).price.id == shop.starter
+    assert len(sandbox.events) == before
+
+
+def test_an_upgrade_waits_for_authentication(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    sandbox.set_card(shop.customer, "3ds")
+    yearly = sandbox.create_price(99_000, interval="year")["id"]
+    more = {"payment_behavior": "pending_if_incomplete", "expand": ["latest_invoice"]}
+    sub = upgrade(client, paid, yearly, **more)
+    assert (sub.status, item_of(sub).price.id) == ("active", shop.starter)
+    assert sub.pending_update and sub.latest_invoice.status == "open"
+    assert types(sandbox)[-2] == "invoice.payment_action_required"
+    assert requests.post(sub.latest_invoice.hosted_invoice_url, timeout=5).status_code == 200
+    sub = client.subscriptions.retrieve(paid)
+    assert (item_of(sub).price.id, sub.pending_update) == (yearly, None)
+    assert item_of(sub).current_period_end > sandbox.now() + 360 * DAY
+
+    sandbox.set_card(shop.customer, "decline")
+    sub = upgrade(
+        client, paid, shop.professional, payment_behavior="pending_if_incomplete", proration_behavior="none"
+    )
+    assert sub.pending_update
+    sandbox.advance(hours=23)
+    sub = client.subscriptions.retrieve(paid, {"expand": ["latest_invoice"]})
+    assert (sub.pending_update, sub.latest_invoice.status) == (None, "void")
+
+
+# -- invoices
+
+
+def overage(client: Any, customer: str, **more: Any) -> Any:
+    return client.invoice_items.create(
+        {
+            "customer": customer,
+            "currency": "usd",
+            "unit_amount_decimal": "10",
+            "quantity": 45,
+            "description": "Overage: 45 device-days",
+            "discountable": False,
+            "metadata": {"period": "1"},
+            **more,
+        }
+    )
+
+
+def test_an_item_on_the_draft_of_a_renewal(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    coupon = client.coupons.create({"percent_off": 50, "duration": "forever"}).id
+    session = shop.session(discounts=[{"coupon": coupon}])
+    paid = sandbox.pay(session.id)["subscription"]
+    end = item_of(client.subscriptions.retrieve(paid)).current_period_end
+    sandbox.advance_to(end)
+    (draft, first) = client.invoices.list({"customer": shop.customer}).data
+    created = [e for e in sandbox.events if e["type"] == "invoice.created"][-1]["data"]["object"]
+    assert (created["status"], created["billing_reason"]) == ("draft", "subscription_cycle")
+    assert (draft.id, draft.amount_due, draft.auto_advance) == (created["id"], 1450, True)
+    assert draft.parent.subscription_details.subscription == paid
+    period = {"start": end - 30 * DAY, "end": end}
+    key = {"idempotency_key": "overage-1"}
+    params = {"customer": shop.customer, "invoice": draft.id, "currency": "usd", "quantity": 45}
+    params |= {
+        "unit_amount_decimal": "10",
+        "discountable": False,
+        "period": period,
+        "metadata": {"period": "1"},
+    }
+    item = client.invoice_items.create(params, key)
+    assert client.invoice_items.create(params, key).id == item.id
+    assert (item.amount, item.invoice, item.pricing.unit_amount_decimal) == (450, draft.id, 10)
+    assert client.invoice_items.list({"invoice": draft.id}).data[0].id == item.id
+    draft = client.invoices.retrieve(draft.id)
+    (line,) = [line for line in draft.lines.data if line.parent.type == "invoice_item_details"]
+    assert line.parent.invoice_item_details.invoice_item == item.id and line.metadata["period"] == "1"
+    assert (line.quantity, line.period.end, draft.amount_due) == (45, end, 1450 + 450)
+    sandbox.advance(hours=1)
+    done = client.invoices.retrieve(draft.id)
+    assert (done.status, done.amount_paid, done.status_transitions.paid_at) == ("paid", 1900, end + 3600)
+    assert done.number and done.hosted_invoice_url and done.invoice_pdf
+    assert refused(overage, client, shop.customer, invoice=done.id) == (
+        400,
+        "invoice_not_editable",
+        "invoice",
+    )
+    assert refused(client.invoice_items.delete, item.id)[0] == 400
+    assert client.invoices.list({"limit": 1, "starting_after": done.id}).data[0].id == first.id
+
+
+def test_pending_items_wait_for_the_next_invoice(
+    sandbox: Sandbox, client: Any, shop: Shop, paid: str
+) -> None:
+    first, second, third = (overage(client, shop.customer).id for _ in range(3))
+    client.invoice_items.delete(second)
+    assert client.invoice_items.update(third, {"quantity": 1}).amount == 10
+    waiting = client.invoice_items.list({"customer": shop.customer, "pending": True}).data
+    assert [item.id for item in waiting] == [third, first]
+    preview = client.invoices.create_preview({"subscription": paid})
+    assert preview.amount_due == 2900 + 450 + 10 and preview.id.startswith("upcoming_in_")
+    sandbox.advance(days=32)
+    invoice = client.invoices.list({"subscription": paid}).data[0]
+    assert (invoice.amount_paid, len(invoice.lines.data)) == (preview.amount_due, 3)
+    assert client.invoice_items.list({"pending": True}).data == []
+
+
+def test_invoices_made_by_hand(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    include = {"customer": shop.customer, "pending_invoice_items_behavior": "include"}
+    assert refused(client.invoices.create, include)[1] == "invoice_no_customer_line_items"
+    overage(client, shop.customer)
+    invoice = client.invoices.create(include)
+    assert (invoice.status, invoice.auto_advance, invoice.total, invoice.parent) == (
+        "draft",
+        False,
+        450,
+        None,
+    )
+    sandbox.advance(days=1)
+    assert client.invoices.finalize_invoice(invoice.id).status == "open"
+    assert refused(client.invoices.pay, invoice.id)[:2] == (400, "resource_missing")
+    sandbox.set_card(shop.customer, "3ds")
+    assert refused(client.invoices.pay, invoice.id)[1] == "invoice_payment_intent_requires_action"
+    sandbox.set_card(shop.customer, "ok")
+    assert client.invoices.pay(invoice.id).status == "paid"
+    assert refused(client.invoices.pay, invoice.id)[0] == 400
+    overage(client, shop.customer)
+    other = client.invoices.create({**include, "auto_advance": True})
+    assert client.invoices.delete(other.id).deleted and refused(client.invoices.retrieve, other.id)[0] == 404
+    last = client.invoices.create({**include, "auto_advance": True})
+    sandbox.advance(hours=1)
+    assert client.invoices.retrieve(last.id).amount_paid == 450
+
+
+def test_a_preview_is_what_the_change_costs(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    sandbox.advance(days=10)
+    now = sandbox.now()
+    items = [{"id": item_of(client.subscriptions.retrieve(paid)).id, "price": shop.professional}]
+    details = {"items": items, "proration_behavior": "always_invoice", "proration_date": now}
+    before = len(sandbox.events)
+    preview = client.invoices.create_preview({"subscription": paid, "subscription_details": details})
+    assert len(sandbox.events) == before
+    assert [line.amount < 0 for line in preview.lines.data] == [True, False]
+    sub = upgrade(client, paid, shop.professional, proration_date=now, expand=["latest_invoice"])
+    assert sub.latest_invoice.amount_paid == preview.amount_due > 0
+    assert sub.latest_invoice.auto_advance is False
+    later = client.subscriptions.update(paid, {"items": [{**items[0], "price": shop.starter}]})
+    assert later.latest_invoice == sub.latest_invoice.id
+    assert {item.proration for item in client.invoice_items.list({"pending": True}).data} == {True}
+
+
+@pytest.mark.parametrize("how", ["at_once", "invoice_now", "period_end"])
+def test_what_waits_when_a_subscription_ends(
+    sandbox: Sandbox, client: Any, shop: Shop, paid: str, how: str
+) -> None:
+    overage(client, shop.customer, subscription=paid)
+    if how == "period_end":
+        client.subscriptions.update(paid, {"cancel_at_period_end": True})
+        sandbox.advance(days=32)
+    else:
+        client.subscriptions.cancel(paid, {"invoice_now": how == "invoice_now"})
+    sandbox.advance(hours=1)
+    newest = client.invoices.list({"customer": shop.customer}).data[0]
+    waiting = client.invoice_items.list({"pending": True}).data
+    assert client.subscriptions.retrieve(paid).status == "canceled"
+    assert (newest.amount_paid, len(waiting)) == ((2900, 1) if how == "at_once" else (450, 0))
+
+
+def test_a_failed_payment_says_when_it_is_tried_again(
+    sandbox: Sandbox, client: Any, shop: Shop, paid: str
+) -> None:
+    sandbox.set_card(shop.customer, "decline")
+    sandbox.advance_to(item_of(client.subscriptions.retrieve(paid)).current_period_end + 3600)
+    (invoice,) = client.invoices.list({"customer": shop.customer, "status": "open"}).data
+    assert invoice.next_payment_attempt == sandbox.now() + 3 * DAY and invoice.attempt_count == 1
+    failed = [e for e in sandbox.events if e["type"] == "invoice.payment_failed"][-1]["data"]["object"]
+    assert failed["next_payment_attempt"] == invoice.next_payment_attempt
+    sandbox.set_card(shop.customer, "ok")
+    sandbox.advance(days=3)
+    assert client.invoices.retrieve(invoice.id).status == "paid"
+
+
+def test_sent_invoices(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    params = {
+        "customer": shop.customer,
+        "items": [{"price": shop.starter}],
+        "collection_method": "send_invoice",
+    }
+    assert refused(client.subscriptions.create, params)[2] == "days_until_due"
+    sub = client.subscriptions.create({**params, "days_until_due": 7, "expand": ["latest_invoice"]})
+    assert (sub.status, sub.latest_invoice.status) == ("active", "draft")
+    sandbox.advance(hours=1)
+    invoice = client.invoices.retrieve(sub.latest_invoice.id)
+    assert (invoice.status, invoice.amount_paid, invoice.attempted) == ("open", 0, False)
+    assert invoice.due_date == sandbox.now() + 7 * DAY and invoice.next_payment_attempt is None
+    sandbox.advance(days=7)
+    assert client.subscriptions.retrieve(sub.id).status == "past_due"
+    assert client.invoices.pay(invoice.id, {"paid_out_of_band": True}).status == "paid"
+    assert client.subscriptions.retrieve(sub.id).status == "active"
+
+
+def test_paused_collection(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    for behavior, status in (
+        ("void", "void"),
+        ("mark_uncollectible", "uncollectible"),
+        ("keep_as_draft", "draft"),
+    ):
+        client.subscriptions.update(paid, {"pause_collection": {"behavior": behavior}})
+        sandbox.advance_to(item_of(client.subscriptions.retrieve(paid)).current_period_end + 3600)
+        sub = client.subscriptions.retrieve(paid, {"expand": ["latest_invoice"]})
+        assert (sub.status, sub.latest_invoice.status) == ("active", status)
+
+
+def test_a_planned_change(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    schedule = sandbox.schedule(paid, shop.professional)["id"]
+    sub = client.subscriptions.retrieve(paid, {"expand": ["schedule"]})
+    phase = sub.schedule.phases[-1]
+    assert (phase.start_date, phase["items"][0].price) == (item_of(sub).current_period_end, shop.professional)
+    with pytest.raises(stripe.InvalidRequestError, match="managed by the subscription schedule"):
+        client.subscriptions.update(paid, {"cancel_at_period_end": True})
+    sandbox.advance(days=32)
+    sub = client.subscriptions.retrieve(paid, {"expand": ["latest_invoice"]})
+    assert (item_of(sub).price.id, sub.latest_invoice.amount_paid) == (shop.professional, 9900)
+    assert sub.schedule == schedule
+    sandbox.advance(days=31)
+    assert client.subscription_schedules.retrieve(schedule).status == "released"
+    second = sandbox.schedule(paid, shop.starter)["id"]
+    assert client.subscription_schedules.release(second).released_subscription == paid
+    assert client.subscriptions.update(paid, {"cancel_at_period_end": True}).cancel_at
+
+
+def test_refunds_and_disputes(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    invoice = client.subscriptions.retrieve(paid).latest_invoice
+    assert sandbox.refund(invoice, 1000)["refunded"] is False
+    assert types(sandbox)[-1] == "charge.refunded"
+    (charge,) = client.charges.list({"customer": shop.customer}).data
+    assert (charge.amount, charge.amount_refunded) == (2900, 1000)
+    dispute = sandbox.dispute(invoice)
+    assert "customer" not in dispute and types(sandbox)[-1] == "charge.dispute.created"
+    sandbox.close_dispute(dispute["id"], "lost")
+    found = client.disputes.retrieve(dispute["id"], {"expand": ["charge"]})
+    assert (found.status, found.charge.customer, found.charge.disputed) == ("lost", shop.customer, True)
+    assert types(sandbox)[-1] == "charge.dispute.closed"
+    assert client.subscriptions.retrieve(paid).status == "active"
+
+
+# -- tax
+
+
+def test_what_tax_needs(client: Any, shop: Shop) -> None:
+    tax = {"automatic_tax": {"enabled": True}}
+    saved = {"customer_update": {"address": "auto", "name": "auto"}}
+    assert refused(shop.session, **tax)[1] == "customer_tax_location_invalid"
+    assert refused(shop.session, tax_id_collection={"enabled": True})[2] == "customer_update[name]"
+    assert refused(shop.session, **tax, **saved)[2] == "automatic_tax[enabled]"  # no tax_behavior yet
+    client.prices.update(shop.starter, {"tax_behavior": "exclusive"})
+    assert shop.session(**tax, **saved).automatic_tax.status == "requires_location_inputs"
+    params = {"customer": shop.customer, "items": [{"price": shop.starter}], **tax}
+    assert refused(client.subscriptions.create, params)[1] == "customer_tax_location_invalid"
+
+
+@pytest.mark.parametrize(("behavior", "total", "tax"), [("exclusive", 3480, 580), ("inclusive", 2900, 483)])
+def test_tax_on_invoices(
+    sandbox: Sandbox, client: Any, shop: Shop, behavior: str, total: int, tax: int
+) -> None:
+    client.prices.update(shop.starter, {"tax_behavior": behavior})
+    session = shop.session(
+        automatic_tax={"enabled": True},
+        tax_id_collection={"enabled": True},
+        billing_address_collection="required",
+        customer_update={"address": "auto", "name": "auto"},
+    )
+    vat = {"type": "eu_vat", "value": "DE123456789"}
+    done = sandbox.pay(session.id, address={"country": "DE"}, tax_id=vat)
+    assert (done["amount_total"], done["total_details"]["amount_tax"]) == (total, tax)
+    assert done["customer_details"]["tax_ids"] == [vat]
+    assert client.customers.retrieve(shop.customer).address.country == "DE"
+    overage(client, shop.customer, tax_behavior=behavior)
+    sandbox.advance(days=32)
+    first, second = reversed(client.invoices.list({"customer": shop.customer}).data)
+    assert (first.amount_paid, first.total_taxes[0].amount, first.automatic_tax.status) == (
+        total,
+        tax,
+        "complete",
+    )
+    extra = 90 if behavior == "exclusive" else 0
+    assert second.amount_paid == total + 450 + extra and second.total_taxes[0].tax_behavior == behavior
 
 
 # -- portal and webhooks
@@ -697,6 +1105,47 @@ def test_held_events_go_out_as_the_test_likes(sandbox: Sandbox, client: Any, rec
     assert sandbox.webhooks.pending == []
     undelivered = client.events.list({"delivery_success": False}).data
     assert [e.id for e in undelivered] == [ids[0]]
+
+
+def test_thin_events(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    got: list[tuple[bytes, str]] = []
+    event = next(e for e in sandbox.events if e["type"] == "customer.subscription.updated")
+
+    def transport(url: str, body: bytes, headers: dict[str, str]) -> int:
+        got.append((body, headers["Stripe-Signature"]))
+        return 200
+
+    sandbox.webhooks.transport, usual = transport, sandbox.webhooks.transport
+    try:
+        sandbox.webhooks.deliver_thin(event, "http://service.test/", "whsec_t")
+    finally:
+        sandbox.webhooks.transport = usual
+    reader = stripe.StripeClient("sk_test_x")
+    ((body, signature),) = got
+    note: Any = reader.parse_event_notification(body, signature, "whsec_t")
+    assert note.type == "v1.customer.subscription.updated"
+    assert (note.related_object.id, note.related_object.url) == (paid, f"/v1/subscriptions/{paid}")
+
+
+def test_events_are_delivered_over_http(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:
+    def send(command: str, **arguments: Any) -> Any:
+        answer = requests.post(f"{sandbox.url}/_sandbox/{command}", json=arguments, timeout=5)
+        return answer.json()["result"]
+
+    send("webhooks_mode", mode="drop")
+    ids = [client.customers.create({}).id for _ in range(2)]
+    assert sandbox.webhooks.pending == [] and receiver.got == []
+    send("webhooks_mode", mode="hold")
+    client.customers.update(ids[0], {"name": "A"})
+    events = [event["id"] for event in sandbox.events if event["type"].startswith("customer.")]
+    sent = send("deliver", customer=ids[0], order="reverse", times=2)
+    assert [(one["event"], one["status"]) for one in sent] == [(events[2], 200)] * 2 + [(events[0], 200)] * 2
+    assert [one["event"] for one in send("deliver")] == [events[1]]
+    assert send("deliver") == []
+    assert [one["event"] for one in send("deliver", event=events[0])] == [events[0]]
+    assert len(send("deliver", again=True, order="random")) == 3
+    assert sorted(receiver.got) == sorted([*events * 2, events[2], events[0], events[0]])
+    assert requests.get(f"{sandbox.url}/_sandbox/events", timeout=5).json()[0]["id"] == events[2]
 
 
 def test_delivery_by_itself_with_retry(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:

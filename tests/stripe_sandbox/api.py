@@ -12,6 +12,7 @@ from typing import Any
 import stripe
 from flask import Blueprint, Response, request
 
+from . import invoice_routes  # noqa: F401 - registers its routes
 from .errors import Refusal
 from .expand import expanded
 from .faults import DROP, Faults, refusal
@@ -20,6 +21,15 @@ from .routes import ROUTES, Route
 from .world import DAY, Obj, World, new_id
 
 KEY_LENGTH = 255
+# First part of a path → the resource in the name of a restricted key's right.
+RIGHTS = {
+    "account": "accounts_kyc_basic",
+    "billing_portal": "customer_portal",
+    "checkout": "checkout_session",
+    "invoiceitems": "invoice",
+    "prices": "plan",
+    "webhook_endpoints": "webhook",
+}
 
 
 @dataclass
@@ -43,7 +53,8 @@ class _Answer:
 class Api:
     """The blueprint of `/v1` with what it needs; `requests` records everything asked.
 
-    `api_key` None accepts any test key.
+    `api_key` None accepts any key: a test key sees `world`, a live key the live mode of its account.
+    Other keys are in `world.keys`; another account, or mode, has a world of its own in memory.
     """
 
     def __init__(self, world: World, faults: Faults, api_key: str | None) -> None:
@@ -51,7 +62,8 @@ class Api:
         self.faults = faults
         self.api_key = api_key
         self.requests: list[Recorded] = []
-        self._running: set[str] = set()
+        self.others: dict[tuple[str, bool], World] = {}
+        self._running: set[tuple[World, str]] = set()
         self._running_lock = threading.Lock()
 
     def blueprint(self) -> Blueprint:
@@ -76,12 +88,12 @@ class Api:
             record.params = decode_form(pairs)
             if fault == DROP and not after:
                 return _cut()
-            self._authorize()
+            world = self._authorize()
             if isinstance(fault, int) and not after:
                 raise refusal(fault)
             if route is None:
                 raise _unrecognized()
-            answer = self._once(route, record.params, path, key, request_id)
+            answer = self._once(world, route, record.params, path, key, request_id)
             if fault == DROP:
                 return _cut()
             if isinstance(fault, int):
@@ -91,7 +103,8 @@ class Api:
         record.status = answer.status
         return _response(answer, key, request_id)
 
-    def _authorize(self) -> None:
+    def _authorize(self) -> World:
+        """The account and mode that the key sees. https://docs.stripe.com/keys"""
         auth = request.authorization
         given = None
         if auth and auth.type == "bearer":
@@ -105,36 +118,71 @@ class Api:
                 "Authorization header, using Bearer auth (e.g. 'Authorization: Bearer "
                 "YOUR_SECRET_KEY').",
             )
-        if given != self.api_key if self.api_key else not given.startswith(("sk_test_", "rk_test")):
-            raise Refusal(401, f"Invalid API Key provided: {given[:8]}****{given[-4:]}")
+        masked = f"{given[:8]}****{given[-4:]}"
+        key = self.world.keys.get(given)
+        if key is None:
+            known = given == self.api_key if self.api_key else given.startswith(("sk_", "rk_"))
+            if not known:
+                raise Refusal(401, f"Invalid API Key provided: {masked}")
+            return self.world_of(self.world.account, "_live_" in given)
+        if key["revoked"]:
+            raise Refusal(401, f"Expired API Key provided: {masked}", code="api_key_expired")
+        first = request.path.split("/")[2]
+        right = RIGHTS.get(first, first.removesuffix("s")) + (
+            "_read" if request.method == "GET" else "_write"
+        )
+        if right in key["without"]:
+            raise Refusal(
+                403,
+                f"The provided key '{masked}' does not have the required permissions for this endpoint on "
+                f"account '{key['account']}'. Having the 'rak_{right}' permission would allow this request "
+                "to continue.",
+            )
+        return self.world_of(key["account"], key["livemode"])
+
+    def world_of(self, account: str, livemode: bool) -> World:
+        if (account, livemode) == (self.world.account, self.world.livemode):
+            return self.world
+        if (account, livemode) not in self.others:
+            other = World(account=account, livemode=livemode)
+            if account == self.world.account:
+                other.other_mode, self.world.other_mode = self.world, other
+            self.others[account, livemode] = other
+        return self.others[account, livemode]
 
     def _once(
-        self, route: Route, params: Params, path: dict[str, str], key: str | None, request_id: str
+        self,
+        world: World,
+        route: Route,
+        params: Params,
+        path: dict[str, str],
+        key: str | None,
+        request_id: str,
     ) -> _Answer:
         """The answer; with an idempotency key that has been seen, the first one again."""
         if key is None:
             self.faults.wait(request.path)
-            with self.world.transaction():
-                return self._run(route, params, path, None, request_id)
+            with world.transaction():
+                return self._run(world, route, params, path, None, request_id)
         if len(key) > KEY_LENGTH:
             raise Refusal(400, f"Idempotency keys may be at most {KEY_LENGTH} characters long")
         asked = json.dumps([request.method, request.path, params], sort_keys=True)
-        self._claim(key)
+        self._claim(world, key)
         try:
-            with self.world.transaction():
-                kept = self._kept(key, asked)
+            with world.transaction():
+                kept = self._kept(world, key, asked)
             if kept:
                 return kept
             self.faults.wait(request.path)
-            with self.world.transaction():
-                return self._run(route, params, path, (key, asked), request_id)
+            with world.transaction():
+                return self._run(world, route, params, path, (key, asked), request_id)
         finally:
             with self._running_lock:
-                self._running.discard(key)
+                self._running.discard((world, key))
 
-    def _claim(self, key: str) -> None:
+    def _claim(self, world: World, key: str) -> None:
         with self._running_lock:
-            if key in self._running:
+            if (world, key) in self._running:
                 raise Refusal(
                     409,
                     "There is currently another in-progress request using this Idempotent Key "
@@ -143,11 +191,11 @@ class Api:
                     code="idempotency_key_in_use",
                     saved=False,
                 )
-            self._running.add(key)
+            self._running.add((world, key))
 
-    def _kept(self, key: str, asked: str) -> _Answer | None:
-        kept = self.world.answers.get(key)
-        if kept is None or kept["created"] + DAY <= self.world.now():
+    def _kept(self, world: World, key: str, asked: str) -> _Answer | None:
+        kept = world.answers.get(key)
+        if kept is None or kept["created"] + DAY <= world.now():
             return None
         if kept["asked"] != asked:
             raise Refusal(
@@ -162,6 +210,7 @@ class Api:
 
     def _run(
         self,
+        world: World,
         route: Route,
         params: Params,
         path: dict[str, str],
@@ -169,7 +218,6 @@ class Api:
         request_id: str,
     ) -> _Answer:
         """Checks and runs the route, keeping the answer with its effects under the key."""
-        world = self.world
         world.request = {"id": request_id, "idempotency_key": key and key[0]}
         try:
             checked = check(params, params_class(route.params), route.clearable)

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import shapes
-from .errors import card_declined, invalid
-from .world import DAY, HOUR, Due, Obj, World, copied, due_rule, notes
+from . import invoices, shapes
+from .errors import card_refused, invalid
+from .invoices import payer
+from .world import HOUR, Due, Obj, World, copied, due_rule, notes
 
 ENDED = ("canceled", "incomplete_expired")
 COLLECTING = ("active", "past_due", "unpaid")
@@ -57,130 +58,176 @@ def set_period(sub: Obj, start: int, end: int) -> None:
         item["current_period_start"], item["current_period_end"] = start, end
 
 
-def line(item: Obj, share: float = 1.0, *, start: int, proration: bool = False) -> Obj:
-    """An invoice line for `share` of an item's period; a negative share is a credit."""
-    price = item["price"]
-    amount = round((price["unit_amount"] or 0) * item["quantity"] * share)
-    what = "Unused time on" if share < 0 else "Remaining time on" if proration else ""
-    return {
-        "amount": amount,
-        "description": f"{what} {item['quantity']} × {price['id']}".strip(),
-        "end": item["current_period_end"],
-        "item": item["id"],
-        "price": price,
-        "proration": proration,
-        "quantity": item["quantity"],
-        "start": start,
-    }
-
-
 def period_lines(items: Iterable[Obj], free: bool = False) -> list[Obj]:
-    return [line(item, 0.0 if free else 1.0, start=item["current_period_start"]) for item in items]
+    share = 0.0 if free else 1.0
+    return [shapes.subscription_line(item, share, item["current_period_start"]) for item in items]
 
 
 def discounted(world: World, discounts: Iterable[tuple[str, int | None]], subtotal: int) -> int:
     """What (coupon, end) pairs leave of a subtotal."""
     total = subtotal
-    for coupon_id, end in discounts:
-        coupon = world.get("coupon", coupon_id)
-        if end is not None and end <= world.now():
-            continue
-        if coupon["percent_off"]:
-            total -= round(total * coupon["percent_off"] / 100)
-        elif total > 0:
-            total -= min(total, coupon["amount_off"] or 0)
+    for coupon, end in discounts:
+        if end is None or end > world.now():
+            total -= invoices.discount_amount(world.get("coupon", coupon), total)
     return total
 
 
-def figures(world: World, sub: Obj, lines: list[Obj]) -> Obj:
-    """Lines → subtotal, discount, total, the customer's balance before and after, amount due."""
-    subtotal = sum(entry["amount"] for entry in lines)
-    discounts = (world.get("discount", id) for id in sub["discounts"])
-    pairs = [(d["source"]["coupon"], d["end"]) for d in discounts]
-    total = discounted(world, pairs, subtotal)
-    starting = payer(world, sub)["balance"]
-    left = total + starting
-    return {
-        "lines": lines,
-        "subtotal": subtotal,
-        "discount": subtotal - total,
-        "total": total,
-        "starting_balance": starting,
-        "ending_balance": min(left, 0),
-        "due": max(left, 0),
-    }
+# -- what a subscription invoices
 
 
-def payer(world: World, sub: Obj) -> Obj:
-    """The customer, a deleted one too: its subscriptions may be brought back by hand."""
-    return world.tables["customer"][sub["customer"]]
-
-
-def card_pays(world: World, customer: str, amount: int = 1) -> bool:
-    return amount == 0 or world.cards.get(customer) == "ok"
-
-
-# -- invoices
-
-
-def bill(world: World, sub: Obj, reason: str, lines: list[Obj], *, collect: bool = True) -> Obj:
-    """A finalized invoice, paid if nothing is due or (with `collect`) if the card pays."""
+def blank(
+    world: World, sub: Obj, reason: str, lines: Iterable[Obj], items: Iterable[Obj] = (), auto: bool = False
+) -> Obj:
+    """An invoice of the subscription, not yet in the account."""
+    names = ("automatic_tax", "collection_method", "days_until_due", "discounts")
+    given = {name: sub[name] for name in names} | {"auto_advance": auto}
     customer = payer(world, sub)
-    sums = figures(world, sub, lines)
-    number = f"{customer['invoice_prefix']}-{customer['next_invoice_sequence']:04}"
-    invoice = world.add(shapes.invoice(world.now(), customer, sub, reason, sums, number))
-    customer["next_invoice_sequence"] += 1
-    customer["balance"] = sums["ending_balance"]
-    customer["currency"] = sub["currency"]
-    world.touch(customer)
-    sub["latest_invoice"] = invoice["id"]
+    return invoices.draft(world, customer, sub["currency"], reason, given, lines=lines, items=items, sub=sub)
+
+
+def bill(
+    world: World,
+    sub: Obj,
+    reason: str,
+    lines: Iterable[Obj],
+    items: Iterable[Obj] = (),
+    *,
+    collect: bool = True,
+) -> Obj:
+    """An invoice that is final at once, paid if nothing is due or (with `collect`) if the card pays."""
+    invoice = blank(world, sub, reason, lines, items)
+    _record(world, sub, invoice, items)
+    invoices.close(world, invoice)
     world.emit("invoice.created", invoice)
     world.emit("invoice.finalized", invoice)
-    if sums["discount"]:
-        _use_up_discounts(world, sub)
-    if sums["due"] == 0:
-        mark_paid(world, invoice)
+    if invoice["amount_due"] == 0:
+        invoices.mark_paid(world, invoice)
     elif collect:
-        attempt(world, invoice)
+        invoices.attempt(world, invoice)
     return invoice
 
 
-def _use_up_discounts(world: World, sub: Obj) -> None:
-    sub["discounts"] = [
-        id
-        for id in sub["discounts"]
-        if world.get("coupon", world.get("discount", id)["source"]["coupon"])["duration"] != "once"
-    ]
+def draft_period(world: World, sub: Obj, reason: str) -> Obj:
+    """A draft for the present period and what waits; in an hour it is finalized and collected."""
+    paused = sub["pause_collection"] and sub["pause_collection"]["behavior"] == "keep_as_draft"
+    items = waiting(world, sub)
+    auto = not paused and sub["status"] != "unpaid"
+    invoice = blank(world, sub, reason, period_lines(items_of(sub)), items, auto)
+    _record(world, sub, invoice, items)
+    world.emit("invoice.created", invoice)
+    return invoice
 
 
-def attempt(world: World, invoice: Obj) -> bool:
-    """Tries the customer's card once; true when the invoice is paid."""
-    invoice["attempted"] = True
-    invoice["attempt_count"] += 1
-    if card_pays(world, invoice["customer"], invoice["amount_remaining"]):
-        mark_paid(world, invoice)
-        return True
-    world.touch(invoice)
-    world.emit("invoice.payment_failed", invoice)
-    return False
+def waiting(world: World, sub: Obj) -> list[Obj]:
+    return invoices.pending_items(world, sub["customer"], sub["currency"], sub["id"])
 
 
-def mark_paid(world: World, invoice: Obj) -> None:
-    invoice["attempted"] = True
-    invoice["status"] = "paid"
-    invoice["amount_paid"] = invoice["amount_due"]
-    invoice["amount_remaining"] = 0
-    invoice["auto_advance"] = False
-    invoice["next_payment_attempt"] = None
-    invoice["status_transitions"]["paid_at"] = world.now()
-    world.touch(invoice)
-    world.emit("invoice.paid", invoice)
-    world.emit("invoice.payment_succeeded", invoice)
+def _record(world: World, sub: Obj, invoice: Obj, items: Iterable[Obj]) -> None:
+    invoices.record(world, invoice, items)
+    sub["latest_invoice"] = invoice["id"]
+    if invoice["total_discount_amounts"]:
+        sub["discounts"] = [id for id in sub["discounts"] if _lasts(world, id)]
+
+
+def _lasts(world: World, discount: str) -> bool:
+    coupon = world.get("coupon", world.get("discount", discount)["source"]["coupon"])
+    return bool(coupon["duration"] != "once")
 
 
 def is_paid(world: World, sub: Obj) -> bool:
     """Whether the latest invoice is paid."""
     return bool(world.get("invoice", sub["latest_invoice"])["status"] == "paid")
+
+
+@due_rule("invoice")
+def invoice_due(world: World, invoice: Obj) -> Due | None:
+    if invoice["status"] == "draft" and invoice["automatically_finalizes_at"]:
+        return Due(invoice["automatically_finalizes_at"], lambda: _advance(world, invoice))
+    if invoice["status"] != "open":
+        return None
+    if invoice["collection_method"] == "send_invoice":
+        late = notes(invoice).get("late")
+        return None if late else Due(invoice["due_date"], lambda: _is_late(world, invoice))
+    if invoice["next_payment_attempt"]:
+        return Due(invoice["next_payment_attempt"], lambda: collect(world, invoice))
+    return None
+
+
+def _advance(world: World, invoice: Obj) -> None:
+    """What happens to a draft by itself: finalized, then charged, or let go while collection is paused."""
+    sub = _live_subscription(world, invoice)
+    invoices.finalize(world, invoice)
+    paused = sub and sub["pause_collection"]
+    if paused and invoice["status"] == "open":
+        invoice["status"] = {"mark_uncollectible": "uncollectible"}.get(paused["behavior"], "void")
+        world.touch(invoice)
+    elif invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically":
+        collect(world, invoice)
+
+
+def _is_late(world: World, invoice: Obj) -> None:
+    notes(invoice)["late"] = True
+    follow(world, invoice)
+
+
+def collect(world: World, invoice: Obj) -> None:
+    """One attempt at the card, with what it means for the subscription."""
+    invoices.attempt(world, invoice)
+    follow(world, invoice)
+
+
+def pay(world: World, invoice: Obj, *, by_card: bool = True) -> None:
+    """The invoice is paid by hand: an open one, a draft, one that was given up."""
+    if invoice["status"] == "draft":
+        invoices.finalize(world, invoice)
+    elif invoice["status"] not in ("open", "uncollectible"):
+        paid = invoice["status"] == "paid"
+        raise invalid("Invoice is already paid" if paid else "Invoice is not open")
+    if invoice["status"] != "paid":
+        invoices.mark_paid(world, invoice, by_card=by_card)
+    follow(world, invoice)
+
+
+def pay_latest(world: World, sub: Obj) -> None:
+    """The customer pays the newest open invoice by hand; the subscription becomes active."""
+    ours = [
+        i
+        for i in world.every("invoice", customer=sub["customer"])
+        if invoices.subscription_of(i) == sub["id"]
+    ]
+    still_open = [invoice for invoice in ours if invoice["status"] == "open"]
+    pay(world, still_open[-1] if still_open else world.get("invoice", sub["latest_invoice"]))
+
+
+def _live_subscription(world: World, invoice: Obj) -> Obj | None:
+    sub = world.find("subscription", invoices.subscription_of(invoice) or "")
+    return None if sub is None or sub["status"] in ENDED else sub
+
+
+def follow(world: World, invoice: Obj) -> None:
+    """The subscription after a payment or a failure of one of its invoices."""
+    sub = _live_subscription(world, invoice)
+    if sub is None:
+        return
+    given_up = invoice["auto_advance"] and not invoice["next_payment_attempt"]
+    charged = invoice["collection_method"] == "charge_automatically"
+    if invoice["status"] == "paid":
+        with world.changing(sub):
+            if notes(sub).get("update_invoice") == invoice["id"]:
+                _apply_pending(sub)
+            if sub["status"] in ("incomplete", "past_due", "unpaid"):
+                sub["status"] = "active"
+    elif charged and given_up and world.dunning.then == "canceled":
+        cancel(world, sub, reason="payment_failed")
+    elif sub["status"] in COLLECTING:
+        with world.changing(sub):
+            sub["status"] = world.dunning.then if charged and given_up else "past_due"
+
+
+def _settle(sub: Obj, invoice: Obj) -> None:
+    """Active or past_due, by an invoice that was collected at once."""
+    if sub["status"] != "unpaid" or invoice["status"] == "paid":
+        sub["status"] = "active" if invoice["status"] == "paid" else "past_due"
 
 
 # -- beginning
@@ -198,11 +245,13 @@ def create(
 ) -> Obj:
     """A new subscription and its first invoice.
 
-    `wanted`: (price, quantity) pairs · `given`: metadata, description, trial_settings ·
-    `discounts`: {coupon, promotion_code} · without `collect` it stays `incomplete` until
-    `pay_latest`. Events: created (incomplete or trialing), the invoice's, updated (active).
+    `wanted`: (price, quantity) pairs · `given`: see `shapes.subscription` · `discounts`: {coupon,
+    promotion_code} · without `collect` it stays `incomplete` until `pay_latest`. Events: created
+    (incomplete or trialing), the invoice's, updated (active). With `send_invoice` it is active at
+    once and the invoice a draft.
     """
     now = world.now()
+    refuse_other_currency(world, customer, wanted[0][0]["currency"])
     sub = shapes.subscription(now, customer, wanted[0][0]["currency"], given or {})
     if trial_end:
         sub |= {"status": "trialing", "trial_start": now, "trial_end": trial_end}
@@ -211,15 +260,33 @@ def create(
     sub["items"]["data"] = [
         shapes.subscription_item(now, sub["id"], price, quantity, period) for price, quantity in wanted
     ]
+    sub["test_clock"] = payer(world, sub)["test_clock"]
     sub["discounts"] = [_redeem(world, sub, entry) for entry in discounts]
     world.add(sub)
     world.emit("customer.subscription.created", sub)
     with world.changing(sub):
+        if sub["collection_method"] == "send_invoice":
+            sub["status"] = "trialing" if trial_end else "active"
+            if not trial_end:
+                draft_period(world, sub, "subscription_create")
+            return sub
         lines = period_lines(items_of(sub), free=bool(trial_end))
         bill(world, sub, "subscription_create", lines, collect=collect)
         if not trial_end and is_paid(world, sub):
             sub["status"] = "active"
     return sub
+
+
+def refuse_other_currency(world: World, customer: str, currency: str) -> None:
+    """One customer has live subscriptions and waiting items of one currency only."""
+    live = [s for s in world.every("subscription", customer=customer) if s["status"] not in ENDED]
+    for obj in [*live, *world.every("invoiceitem", customer=customer, invoice=None)]:
+        if obj["currency"] != currency:
+            raise invalid(
+                "You cannot combine currencies on a single customer. This customer has an active "
+                "subscription, subscription schedule, discount, quote, or invoice item with currency "
+                f"{obj['currency']}."
+            )
 
 
 def _redeem(world: World, sub: Obj, entry: Obj) -> str:
@@ -254,7 +321,7 @@ def next_due(world: World, sub: Obj) -> Due | None:
         return None
     dues = []
     if sub["cancel_at"]:
-        dues.append(Due(sub["cancel_at"], lambda: cancel(world, sub)))
+        dues.append(Due(sub["cancel_at"], lambda: cancel(world, sub, period_ends=True)))
     if status == "incomplete":
         dues.append(Due(sub["created"] + INCOMPLETE_HOURS * HOUR, lambda: _expire(world, sub)))
     if status == "trialing" and sub["trial_end"]:
@@ -263,8 +330,6 @@ def next_due(world: World, sub: Obj) -> Due | None:
         dues.append(Due(sub["pending_update"]["expires_at"], lambda: _drop_update(world, sub)))
     if sub["pause_collection"] and sub["pause_collection"].get("resumes_at"):
         dues.append(Due(sub["pause_collection"]["resumes_at"], lambda: _collect(world, sub)))
-    if status == "past_due" and notes(sub).get("retry_at"):
-        dues.append(Due(notes(sub)["retry_at"], lambda: _retry(world, sub)))
     if status in COLLECTING:
         dues.append(Due(period_end(sub), lambda: _renew(world, sub)))
     return min(dues, key=lambda due: due.time, default=None)
@@ -274,15 +339,13 @@ def _expire(world: World, sub: Obj) -> None:
     with world.changing(sub):
         sub["status"] = "incomplete_expired"
         sub["ended_at"] = world.now()
-        invoice = world.get("invoice", sub["latest_invoice"])
-        invoice["status"] = "void"
-        world.touch(invoice)
-        world.emit("invoice.voided", invoice)
+        invoices.void(world, world.get("invoice", sub["latest_invoice"]))
 
 
 def _drop_update(world: World, sub: Obj) -> None:
     with world.changing(sub, "customer.subscription.pending_update_expired"):
         sub["pending_update"] = None
+        invoices.void(world, world.get("invoice", notes(sub).pop("update_invoice")))
 
 
 def _collect(world: World, sub: Obj) -> None:
@@ -291,7 +354,7 @@ def _collect(world: World, sub: Obj) -> None:
 
 
 def end_trial(world: World, sub: Obj) -> None:
-    """To active, or past_due; without a card as `trial_settings.end_behavior` says."""
+    """To active, with a draft of the first payment; without a card as `trial_settings.end_behavior` says."""
     without_card = sub["trial_settings"]["end_behavior"]["missing_payment_method"]
     if sub["customer"] not in world.cards and without_card == "cancel":
         cancel(world, sub)
@@ -300,8 +363,9 @@ def end_trial(world: World, sub: Obj) -> None:
     else:
         with world.changing(sub):
             sub["trial_end"] = min(sub["trial_end"], world.now())
+            sub["status"] = "active"
             _start_period(world, sub, world.now())
-            _settle_status(world, sub, bill_period(world, sub, "subscription_cycle"))
+            draft_period(world, sub, "subscription_cycle")
 
 
 def _start_period(world: World, sub: Obj, start: int, *, keep_anchor: bool = False) -> None:
@@ -311,73 +375,40 @@ def _start_period(world: World, sub: Obj, start: int, *, keep_anchor: bool = Fal
     set_period(sub, *period_from(start, anchor, items_of(sub)[0]["price"]))
 
 
-def bill_period(world: World, sub: Obj, reason: str) -> Obj:
-    """Invoices the present period and what proration has left over."""
-    lines = [*notes(sub).pop("pending", []), *period_lines(items_of(sub))]
-    return bill(world, sub, reason, lines, collect=sub["status"] != "unpaid")
-
-
-def _settle_status(world: World, sub: Obj, invoice: Obj) -> None:
-    """Active when the latest invoice is paid; else past_due with the first retry set."""
-    if invoice["status"] == "paid":
-        sub["status"] = "active"
-        notes(sub).pop("retry_at", None)
-        notes(sub).pop("retries", None)
-    elif sub["status"] != "unpaid":
-        sub["status"] = "past_due"
-        notes(sub)["retries"] = 0
-        _plan_retry(world, sub, invoice)
-
-
-def _plan_retry(world: World, sub: Obj, invoice: Obj) -> None:
-    done, days = notes(sub)["retries"], world.dunning.retry_days
-    at = world.now() + days[done] * DAY if done < len(days) else None
-    notes(sub)["retry_at"] = invoice["next_payment_attempt"] = at
-
-
 def _renew(world: World, sub: Obj) -> None:
     with world.changing(sub):
+        _next_phase(world, sub)
         _start_period(world, sub, period_end(sub), keep_anchor=True)
-        paused = sub["pause_collection"]
-        if not paused:
-            _settle_status(world, sub, bill_period(world, sub, "subscription_cycle"))
-            return
-        lines = period_lines(items_of(sub))
-        invoice = bill(world, sub, "subscription_cycle", lines, collect=False)
-        ends = {"void": "void", "mark_uncollectible": "uncollectible", "keep_as_draft": "draft"}
-        if invoice["status"] != "paid":
-            invoice["status"] = ends[paused["behavior"]]
-            world.touch(invoice)
+        draft_period(world, sub, "subscription_cycle")
 
 
-def _retry(world: World, sub: Obj) -> None:
-    invoice = world.get("invoice", sub["latest_invoice"])
-    if attempt(world, invoice):
-        with world.changing(sub):
-            _settle_status(world, sub, invoice)
+def _next_phase(world: World, sub: Obj) -> None:
+    """The planned price of a schedule from this renewal on; at the one after, it lets go."""
+    schedule = world.find("subscription_schedule", sub["schedule"] or "")
+    if schedule is None:
         return
-    notes(sub)["retries"] += 1
-    _plan_retry(world, sub, invoice)
-    if notes(sub)["retry_at"]:
-        world.touch(sub)
-    elif world.dunning.then == "canceled":
-        cancel(world, sub, reason="payment_failed")
-    else:
-        with world.changing(sub):
-            sub["status"] = world.dunning.then
+    planned = schedule["phases"][-1]
+    if schedule["current_phase"]["start_date"] == planned["start_date"]:
+        release(world, schedule)
+        return
+    schedule["current_phase"] = {"start_date": planned["start_date"], "end_date": planned["end_date"]}
+    price = copied(world.get("price", planned["items"][0]["price"]))
+    items_of(sub)[0].update(price=price, plan=shapes.plan(price))
+    world.touch(schedule)
+    world.emit("subscription_schedule.updated", schedule)
 
 
-def pay_latest(world: World, sub: Obj) -> None:
-    """The customer pays the open invoice by hand; the subscription becomes active."""
-    invoice = world.get("invoice", sub["latest_invoice"])
-    if invoice["status"] != "open":
-        raise invalid("Invoice is already paid" if is_paid(world, sub) else "Invoice is not open")
-    mark_paid(world, invoice)
-    with world.changing(sub):
-        if sub["pending_update"]:
-            _apply_pending(sub)
-        if sub["status"] not in ENDED:
-            _settle_status(world, sub, invoice)
+def release(world: World, schedule: Obj) -> None:
+    """Detaches a schedule: the subscription goes on as it is."""
+    if schedule["status"] not in ("active", "not_started"):
+        raise invalid(f"You cannot release a subscription schedule in `{schedule['status']}` status.")
+    sub = world.get("subscription", schedule["subscription"])
+    now = world.now()
+    schedule.update(status="released", released_at=now, released_subscription=sub["id"], subscription=None)
+    schedule["current_phase"] = None
+    world.touch(schedule)
+    world.emit("subscription_schedule.released", schedule)
+    sub["schedule"] = None
 
 
 # -- changes
@@ -390,6 +421,11 @@ def refuse_if_ended(sub: Obj) -> None:
 
 def schedule_cancellation(world: World, sub: Obj, p: Obj) -> None:
     """`cancel_at_period_end` and `cancel_at`, inside a `changing` step of the caller."""
+    if sub["schedule"] and {"cancel_at_period_end", "cancel_at"} & set(p):
+        raise invalid(
+            f"The subscription is managed by the subscription schedule `{sub['schedule']}`, and updating "
+            "any cancelation behavior directly is not allowed. Please update the schedule instead."
+        )
     if "cancel_at_period_end" in p and "cancel_at" in p:
         raise invalid("Received both cancel_at_period_end and cancel_at parameters. Please pass in only one.")
     if p.get("cancel_at_period_end"):
@@ -430,6 +466,12 @@ def changed_items(world: World, sub: Obj, changes: list[Obj]) -> list[Obj]:
         price = None
         if "price" in change:
             price = recurring_price(world, change["price"], f"items[{i}][price]")
+            if price["currency"] != sub["currency"]:
+                raise invalid(
+                    f"The price specified supports currencies of `{price['currency']}`. This doesn't match "
+                    f"the expected currency: `{sub['currency']}`.",
+                    f"items[{i}][price]",
+                )
             if any(it is not item and it["price"]["id"] == price["id"] for it in items):
                 raise invalid(
                     "Cannot add multiple subscription items with the same plan: " + price["id"],
@@ -456,62 +498,86 @@ def recurring_price(world: World, id: str, param: str) -> Obj:
     """An active recurring price, or the refusal Stripe gives; a copy, as items embed it."""
     price = world.get("price", id, param)
     if not price["active"]:
-        raise invalid(
-            f"The price specified ({id}) is inactive. This field only accepts active prices.", param
-        )
+        raise invalid("The price specified is inactive. This field only accepts active prices.", param)
     if not price["recurring"]:
         raise invalid(f"The price specified ({id}) is not recurring.", param)
     return copied(price)
 
 
-def change_plan(world: World, sub: Obj, p: Obj) -> None:
-    """`items`, `trial_end` and `billing_cycle_anchor` of an update, proration and payment included.
+def planned_change(world: World, sub: Obj, p: Obj) -> tuple[Obj, list[Obj], bool]:
+    """`items`, `trial_end`, `billing_cycle_anchor` of an update → (the subscription after it,
+    lines for it, whether they are invoiced at once). Changes nothing.
 
-    Only an invoice made at once (`proration_behavior=always_invoice`, a trial ended now, a new
-    anchor or interval) can be declined. A decline then means: `error_if_incomplete` 402 and nothing
-    changed · `pending_if_incomplete` kept in `pending_update` · else changed and `past_due`.
+    At once: `proration_behavior=always_invoice`, a trial ended now, a new anchor or interval.
     """
     if sub["status"] in ("incomplete", "paused"):
         raise invalid(f"You cannot update a subscription in `{sub['status']}` status this way.")
     now, old = world.now(), items_of(sub)
-    new = changed_items(world, sub, p.get("items", []))
+    new = changed_items(world, sub, p.get("items") or [])
     ends_trial = sub["status"] == "trialing" and p.get("trial_end") == "now"
     in_trial = sub["status"] == "trialing" and not ends_trial
-    restart = not in_trial and (
-        ends_trial
-        or p.get("billing_cycle_anchor", {}).get("type") == "now"
-        or _interval(old[0]) != _interval(new[0])
-    )
+    anchor = p.get("billing_cycle_anchor")
+    asked = anchor == "now" or (isinstance(anchor, dict) and anchor.get("type") == "now")
+    restart = not in_trial and (ends_trial or asked or _interval(old[0]) != _interval(new[0]))
     lines: list[Obj] = []
     if not in_trial and not ends_trial and p.get("proration_behavior") != "none":
-        lines = _prorations(now, old, [] if restart else new, all_of_old=restart)
+        at = p.get("proration_date", now)
+        kept = [] if restart else new
+        lines = _prorations(at, old, kept, all_of_old=restart, percent_off=_percent_off(world, sub))
     wanted = copied(sub)
     wanted["items"]["data"] = new
     if restart:
         _start_period(world, wanted, now)
-    if isinstance(p.get("trial_end"), int):
-        _extend_trial(world, wanted, p["trial_end"])
-    if not restart and p.get("proration_behavior") != "always_invoice":
-        notes(wanted).setdefault("pending", []).extend(lines)
-        lines = []
-    if restart:
-        lines += [*notes(wanted).pop("pending", []), *period_lines(items_of(wanted))]
-    if not lines:
-        sub.update(wanted)
-        return
-    behavior = p.get("payment_behavior", "allow_incomplete")
-    declined = not card_pays(world, sub["customer"], figures(world, wanted, lines)["due"])
-    if declined and behavior == "error_if_incomplete":
-        raise card_declined()
-    if declined and behavior == "pending_if_incomplete":
-        bill(world, sub, "subscription_update", lines)
-        _keep_pending(world, sub, new)
-        return
+        lines += period_lines(items_of(wanted))
     if ends_trial:
         wanted["trial_end"] = now
+    if isinstance(p.get("trial_end"), int):
+        _extend_trial(world, wanted, p["trial_end"])
+    at_once = restart or (bool(lines) and p.get("proration_behavior") == "always_invoice")
+    return wanted, lines, at_once
+
+
+def change_plan(world: World, sub: Obj, p: Obj) -> None:
+    """An update with proration and payment; see `planned_change`.
+
+    A refused card means: `error_if_incomplete` an error and nothing changed ·
+    `pending_if_incomplete` kept in `pending_update` · else changed and `past_due`.
+    """
+    wanted, lines, at_once = planned_change(world, sub, p)
+    if not at_once:
+        sub.update(wanted)
+        invoices.keep_for_next(world, sub, lines)
+        return
+    items = waiting(world, sub) if wanted["billing_cycle_anchor"] != sub["billing_cycle_anchor"] else []
+    behavior = p.get("payment_behavior", "allow_incomplete")
+    card = world.cards.get(sub["customer"])
+    charged = sub["collection_method"] == "charge_automatically"
+    due = blank(world, wanted, "subscription_update", lines, items)["amount_due"] if charged else 0
+    declined = bool(due) and card != "ok" and behavior != "default_incomplete"
+    if declined and (card is None or behavior == "error_if_incomplete"):
+        raise card_refused(card)
+    if declined and behavior == "pending_if_incomplete":
+        invoice = bill(world, sub, "subscription_update", lines, items)
+        _keep_pending(world, sub, wanted, invoice)
+        return
     sub.update(wanted)
-    collect = behavior != "default_incomplete"
-    _settle_status(world, sub, bill(world, sub, "subscription_update", lines, collect=collect))
+    collected = charged and behavior != "default_incomplete"
+    invoice = bill(world, sub, "subscription_update", lines, items, collect=collected)
+    if charged:
+        _settle(sub, invoice)
+
+
+def preview(world: World, sub: Obj, p: Obj) -> Obj:
+    """The invoice that an update would make at once, else the next renewal's."""
+    wanted, lines, at_once = planned_change(world, sub, p)
+    items = waiting(world, sub)
+    if not at_once:
+        wanted, lines = copied(wanted), list(lines)
+        _start_period(world, wanted, period_end(wanted), keep_anchor=True)
+        lines += period_lines(items_of(wanted))
+    elif wanted["billing_cycle_anchor"] == sub["billing_cycle_anchor"]:
+        items = []
+    return blank(world, wanted, "upcoming", lines, items)
 
 
 def _interval(item: Obj) -> tuple[str, int]:
@@ -519,17 +585,30 @@ def _interval(item: Obj) -> tuple[str, int]:
     return recurring["interval"], recurring["interval_count"]
 
 
-def _prorations(now: int, old: list[Obj], new: list[Obj], *, all_of_old: bool) -> list[Obj]:
+def _percent_off(world: World, sub: Obj) -> float:
+    """What running discounts take; prorations have it in their amounts."""
+    left = 1.0
+    for id in sub["discounts"]:
+        discount = world.get("discount", id)
+        coupon = world.get("coupon", discount["source"]["coupon"])
+        if coupon["percent_off"] and (discount["end"] is None or discount["end"] > world.now()):
+            left *= 1 - coupon["percent_off"] / 100
+    return 100 * (1 - left)
+
+
+def _prorations(
+    now: int, old: list[Obj], new: list[Obj], *, all_of_old: bool, percent_off: float = 0
+) -> list[Obj]:
     """Credits for what is given up of the period, charges for what takes its place."""
     start, end = old[0]["current_period_start"], old[0]["current_period_end"]
-    share = max(0.0, (end - now) / (end - start))
+    share = min(1.0, max(0.0, (end - now) / (end - start)))
     same = {(it["id"], it["price"]["id"], it["quantity"]) for it in old} & {
         (it["id"], it["price"]["id"], it["quantity"]) for it in new
     }
 
     def lines(items: list[Obj], share: float) -> list[Obj]:
         return [
-            line(it, share, start=now, proration=True)
+            shapes.subscription_line(it, share, now, proration=True, percent_off=percent_off)
             for it in items
             if all_of_old or (it["id"], it["price"]["id"], it["quantity"]) not in same
         ]
@@ -545,19 +624,22 @@ def _extend_trial(world: World, sub: Obj, trial_end: int) -> None:
     set_period(sub, world.now(), trial_end)
 
 
-def _keep_pending(world: World, sub: Obj, items: list[Obj]) -> None:
+def _keep_pending(world: World, sub: Obj, wanted: Obj, invoice: Obj) -> None:
+    notes(sub).update(wanted=wanted, update_invoice=invoice["id"])
     sub["pending_update"] = {
         "billing_cycle_anchor": None,
         "expires_at": world.now() + INCOMPLETE_HOURS * HOUR,
-        "subscription_items": items,
+        "subscription_items": items_of(wanted),
         "trial_end": None,
         "trial_from_plan": None,
     }
 
 
 def _apply_pending(sub: Obj) -> None:
-    sub["items"]["data"] = sub["pending_update"]["subscription_items"]
-    sub["pending_update"] = None
+    wanted = notes(sub).pop("wanted")
+    del notes(sub)["update_invoice"]
+    names = ("billing_cycle_anchor", "items", "trial_end")
+    sub.update({name: wanted[name] for name in names}, pending_update=None)
 
 
 def pause(world: World, sub: Obj, why: str = "pause_requested") -> None:
@@ -582,9 +664,10 @@ def resume(world: World, sub: Obj, behavior: str = "resume_on_payment_attempt") 
     stays = behavior == "resume_on_payment_success"
     with world.changing(sub):
         _start_period(world, sub, world.now())
-        invoice = bill_period(world, sub, "subscription_update")
+        lines = period_lines(items_of(sub))
+        invoice = bill(world, sub, "subscription_update", lines, waiting(world, sub))
         if invoice["status"] == "paid" or not stays:
-            _settle_status(world, sub, invoice)
+            _settle(sub, invoice)
             sub.pop("status_details", None)
     if sub["status"] != "paused":
         world.emit("customer.subscription.resumed", sub)
@@ -597,19 +680,46 @@ def cancel(
     reason: str = "cancellation_requested",
     prorate: bool = False,
     invoice_now: bool = False,
+    period_ends: bool = False,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Ends it at once; `prorate` credits the rest of the period when `invoice_now` is set."""
+    """Ends it. At once: `invoice_now` bills what waits for this subscription, with `prorate` less the
+    rest of the period; else waiting prorations go and other items wait on. When the period ends, a
+    last draft takes all that waits. Open invoices are not collected any more.
+
+    https://docs.stripe.com/api/subscriptions/cancel
+    """
     now = world.now()
-    lines = notes(sub).pop("pending", [])
-    if prorate and sub["status"] in COLLECTING:
-        lines += _prorations(now, items_of(sub), [], all_of_old=True)
-    if invoice_now and lines:
-        bill(world, sub, "subscription_update", lines)
+    items = waiting(world, sub)
+    mine = [item for item in items if invoices.subscription_of(item) == sub["id"]]
+    if period_ends and items:
+        last = blank(world, sub, "subscription_cycle", [], items, auto=True)
+        _record(world, sub, last, items)
+        world.emit("invoice.created", last)
+    elif invoice_now:
+        off = _percent_off(world, sub)
+        credited = prorate and sub["status"] in COLLECTING
+        lines = _prorations(now, items_of(sub), [], all_of_old=True, percent_off=off) if credited else []
+        if lines or mine:
+            bill(world, sub, "subscription_update", lines, mine)
+    else:
+        for item in mine:
+            if item["proration"]:
+                item["deleted"] = True
+                world.touch(item)
+    for invoice in world.every("invoice", customer=sub["customer"], status="open"):
+        if invoices.subscription_of(invoice) == sub["id"]:
+            invoices.set_auto_advance(world, invoice, on=False)
+            world.touch(invoice)
     sub["status"] = "canceled"
     sub["canceled_at"] = sub["canceled_at"] or now
     sub["ended_at"] = now
+    sub["pending_update"] = None
     sub["cancellation_details"] |= {"reason": reason, **(details or {})}
+    schedule = world.find("subscription_schedule", sub["schedule"] or "")
+    if schedule:
+        schedule.update(status="canceled", canceled_at=now, current_phase=None)
+        world.touch(schedule)
     world.touch(sub)
     world.emit("customer.subscription.deleted", sub)
 
@@ -619,6 +729,9 @@ def delete_customer(world: World, customer: Obj) -> None:
     for sub in world.every("subscription", customer=customer["id"]):
         if sub["status"] not in ENDED:
             cancel(world, sub)
+    for invoice in world.every("invoice", customer=customer["id"], status="draft"):
+        invoices.set_auto_advance(world, invoice, on=False)
+        world.touch(invoice)
     world.emit("customer.deleted", customer)
     customer["deleted"] = True
     world.cards.pop(customer["id"], None)

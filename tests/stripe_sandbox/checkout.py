@@ -5,9 +5,9 @@ https://docs.stripe.com/payments/checkout
 
 from __future__ import annotations
 
-from . import billing, shapes
+from . import billing, invoices, shapes
 from .errors import Refusal, invalid
-from .world import DAY, Due, Obj, World, due_rule, notes, public
+from .world import DAY, Due, Obj, World, due_rule, new_id, notes, public
 
 
 def create(world: World, p: Obj) -> Obj:
@@ -20,8 +20,9 @@ def create(world: World, p: Obj) -> Obj:
         raise invalid("You may only specify one of these parameters: allow_promotion_codes, discounts.")
     if not p.get("success_url"):
         raise invalid("Missing required param: success_url.", "success_url", "parameter_missing")
-    if "customer" in p:
-        world.get("customer", p["customer"], "customer")
+    customer = world.get("customer", p["customer"], "customer") if "customer" in p else None
+    if "customer_update" in p and customer is None:
+        raise invalid("`customer_update` can only be used with `customer`.", "customer_update")
     if not p.get("line_items"):
         raise invalid("Missing required param: line_items.", "line_items", "parameter_missing")
     if not 1800 <= p.get("expires_at", world.now() + DAY) - world.now() <= DAY:
@@ -31,17 +32,58 @@ def create(world: World, p: Obj) -> Obj:
             "expires_at",
         )
     lines = [_line(world, entry, i) for i, entry in enumerate(p["line_items"])]
+    if customer:
+        billing.refuse_other_currency(world, customer["id"], lines[0]["currency"])
+    _check_tax(p, customer, lines)
     discounts = p.get("discounts", [])
     if len(discounts) > 1:
         raise invalid("You may only specify one discount.", "discounts")
     subtotal = _subtotal(lines, p.get("subscription_data", {}))
     for entry in discounts:
         check_discount(world, entry, p.get("customer"), subtotal)
-    total = _total(world, discounts, subtotal)
-    session = shapes.checkout_session(world.now(), p, world.base_url, subtotal, total)
+    session = shapes.checkout_session(world.now(), p, world.base_url, subtotal, subtotal)
     session["currency"] = lines[0]["currency"]
-    notes(session).update(lines=lines, subscription_data=p.get("subscription_data", {}))
+    data = {**p.get("subscription_data", {}), "automatic_tax": p.get("automatic_tax")}
+    saved = {name for name, how in p.get("customer_update", {}).items() if how == "auto"}
+    notes(session).update(lines=lines, subscription_data=data, saved=sorted(saved))
+    _total_up(world, session)
     return world.add(session)
+
+
+def _check_tax(p: Obj, customer: Obj | None, lines: list[Obj]) -> None:
+    """https://docs.stripe.com/tax/checkout: where the address and the business name may be saved."""
+    saved = p.get("customer_update", {})
+    if p.get("tax_id_collection", {}).get("enabled") and customer and saved.get("name") != "auto":
+        raise invalid(
+            "Tax ID collection requires updating business name on the customer. To enable tax ID "
+            "collection for an existing customer, please set `customer_update[name]` to `auto`.",
+            "customer_update[name]",
+        )
+    if not p.get("automatic_tax", {}).get("enabled"):
+        return
+    if (
+        customer
+        and not invoices.is_located(customer)
+        and "auto"
+        not in (
+            saved.get("address"),
+            saved.get("shipping"),
+        )
+    ):
+        raise invalid(
+            "Automatic tax calculation in Checkout requires a valid address on the Customer. Add a valid "
+            "address to the Customer or set either `customer_update[address]` to 'auto' or "
+            "`customer_update[shipping]` to 'auto' to save the address entered in Checkout to the Customer.",
+            "automatic_tax[enabled]",
+            "customer_tax_location_invalid",
+        )
+    for line in lines:
+        if line["price"]["tax_behavior"] == "unspecified":
+            raise invalid(
+                "You cannot use `automatic_tax[enabled]=true` without a tax behavior: set `tax_behavior` "
+                f"on the price `{line['price']['id']}`, or a default in the tax settings.",
+                "automatic_tax[enabled]",
+            )
 
 
 def _unsupported(param: str, what: str) -> Refusal:
@@ -70,9 +112,22 @@ def _subtotal(lines: list[Obj], subscription_data: Obj) -> int:
     return 0 if trial else sum(line["amount_subtotal"] for line in lines)
 
 
-def _total(world: World, discounts: list[Obj], subtotal: int) -> int:
-    pairs = [(coupon_of(world, entry)["id"], None) for entry in discounts]
-    return billing.discounted(world, pairs, subtotal)
+def _total_up(world: World, session: Obj) -> None:
+    """Discount, tax and total as they are known before it is paid."""
+    pairs = [(coupon_of(world, entry)["id"], None) for entry in session["discounts"]]
+    subtotal, added = session["amount_subtotal"], 0
+    total = billing.discounted(world, pairs, subtotal)
+    session["total_details"]["amount_discount"] = subtotal - total
+    if session["automatic_tax"]["enabled"]:
+        customer = world.find("customer", session["customer"] or "")
+        located = bool(customer and invoices.is_located(customer))
+        behavior = notes(session)["lines"][0]["price"]["tax_behavior"]
+        tax = invoices.line_tax(total, behavior, located=located)["amount"]
+        session["total_details"]["amount_tax"] = tax
+        status = "complete" if located else "requires_location_inputs"
+        session["automatic_tax"].update(provider="stripe", status=status)
+        added = tax if behavior == "exclusive" else 0
+    session["amount_total"] = total + added
 
 
 # -- promotion codes
@@ -125,8 +180,7 @@ def apply_code(world: World, session: Obj, code: str) -> None:
     subtotal = session["amount_subtotal"]
     check_discount(world, entry, session["customer"], subtotal)
     session["discounts"] = [entry]
-    session["amount_total"] = _total(world, [entry], subtotal)
-    session["total_details"]["amount_discount"] = subtotal - session["amount_total"]
+    _total_up(world, session)
     world.touch(session)
 
 
@@ -160,19 +214,36 @@ def need_open(session: Obj) -> None:
         raise invalid(f"This Checkout Session is {session['status']}; only an open one can be paid.")
 
 
-def pay(world: World, session: Obj, *, email: str | None = None, settled: bool = True) -> Obj:
+ADDRESS = {"city": None, "country": "US", "line1": None, "line2": None, "postal_code": "94107", "state": "CA"}
+
+
+def pay(
+    world: World,
+    session: Obj,
+    *,
+    email: str | None = None,
+    address: Obj | None = None,
+    tax_id: Obj | None = None,
+    settled: bool = True,
+) -> Obj:
     """Completes the session: subscription, invoice, `checkout.session.completed`.
 
+    `address`, `tax_id` ({type, value}): typed into the page where it asks for them ·
     `settled=False`: a payment that takes days; the subscription is incomplete until `settle`.
     """
     need_open(session)
     for entry in session["discounts"]:
         check_discount(world, entry, session["customer"], session["amount_subtotal"])
+    asked = session["automatic_tax"]["enabled"] or session["billing_address_collection"] == "required"
+    typed = {**ADDRESS, **(address or {})} if asked or address else None
     if session["customer"]:
         customer = world.get("customer", session["customer"], "customer")
+        if typed and "address" in notes(session)["saved"]:
+            with world.changing(customer):
+                customer["address"] = typed
     else:
-        address = session["customer_email"] or email or "customer@example.com"
-        customer = world.add(shapes.customer(world.now(), {"email": address}))
+        known = session["customer_email"] or email or "customer@example.com"
+        customer = world.add(shapes.customer(world.now(), {"email": known, "address": typed}))
         world.emit("customer.created", customer)
     world.cards[customer["id"]] = "ok"
     data = notes(session)["subscription_data"]
@@ -186,18 +257,25 @@ def pay(world: World, session: Obj, *, email: str | None = None, settled: bool =
         discounts=session["discounts"],
         collect=settled,
     )
+    invoice = world.get("invoice", sub["latest_invoice"])
+    if not sub["trial_end"]:
+        tax = sum(tax["amount"] for tax in invoice["total_taxes"])
+        session["total_details"]["amount_tax"] = tax
+        session["amount_total"] = invoice["total"]
+        if session["automatic_tax"]["enabled"]:
+            session["automatic_tax"]["status"] = invoice["automatic_tax"]["status"]
     due = session["amount_total"]
     session.update(
         status="complete",
         url=None,
         customer=customer["id"],
         customer_details={
-            "address": None,
+            "address": typed,
             "email": customer["email"],
             "name": customer["name"],
             "phone": None,
             "tax_exempt": "none",
-            "tax_ids": [],
+            "tax_ids": [tax_id] if tax_id and session["tax_id_collection"]["enabled"] else [],
         },
         subscription=sub["id"],
         invoice=sub["latest_invoice"],
@@ -206,6 +284,20 @@ def pay(world: World, session: Obj, *, email: str | None = None, settled: bool =
     world.touch(session)
     world.emit("checkout.session.completed", session)
     return session
+
+
+def pay_link(world: World, price: Obj, email: str) -> Obj:
+    """A payment link is paid: a customer, session and subscription that carry nothing of ours."""
+    session = shapes.checkout_session(
+        world.now(), {"success_url": "https://example.com/thanks"}, world.base_url, 0, 0
+    )
+    line = shapes.checkout_line(price, 1)
+    session.update(
+        amount_subtotal=line["amount_subtotal"], currency=price["currency"], payment_link=new_id("plink")
+    )
+    notes(session).update(lines=[line], subscription_data={}, saved=[])
+    _total_up(world, session)
+    return pay(world, world.add(session), email=email)
 
 
 def settle(world: World, session: Obj, *, succeed: bool) -> Obj:
@@ -218,7 +310,7 @@ def settle(world: World, session: Obj, *, succeed: bool) -> Obj:
         session["payment_status"] = "paid"
     else:
         world.cards[session["customer"]] = "decline"
-        billing.attempt(world, world.get("invoice", sub["latest_invoice"]))
+        billing.collect(world, world.get("invoice", sub["latest_invoice"]))
     world.touch(session)
     outcome = "succeeded" if succeed else "failed"
     world.emit(f"checkout.session.async_payment_{outcome}", session)

@@ -17,6 +17,7 @@ MOST_LEVELS = 4  # the `data` of a list counts
 # (object, field) → kind of object that its id names; None: always null here, so stays null.
 EXPANDABLE: dict[tuple[str, str], str | None] = {
     ("billing_portal.session", "configuration"): "billing_portal.configuration",
+    ("charge", "customer"): "customer",
     ("checkout.session", "customer"): "customer",
     ("checkout.session", "discounts.coupon"): "coupon",
     ("checkout.session", "discounts.promotion_code"): "promotion_code",
@@ -29,10 +30,13 @@ EXPANDABLE: dict[tuple[str, str], str | None] = {
     ("discount", "customer"): "customer",
     ("discount", "promotion_code"): "promotion_code",
     ("discount", "source.coupon"): "coupon",
+    ("dispute", "charge"): "charge",
     ("invoice", "customer"): "customer",
     ("invoice", "default_payment_method"): None,
     ("invoice", "discounts"): "discount",
     ("invoice", "parent.subscription_details.subscription"): "subscription",
+    ("invoiceitem", "customer"): "customer",
+    ("invoiceitem", "invoice"): "invoice",
     ("line_item", "pricing.price_details.price"): "price",
     ("price", "product"): "product",
     ("plan", "product"): "product",
@@ -45,8 +49,10 @@ EXPANDABLE: dict[tuple[str, str], str | None] = {
     ("subscription", "discounts"): "discount",
     ("subscription", "latest_invoice"): "invoice",
     ("subscription", "pending_setup_intent"): None,
-    ("subscription", "schedule"): None,
+    ("subscription", "schedule"): "subscription_schedule",
     ("subscription_item", "discounts"): "discount",
+    ("subscription_schedule", "customer"): "customer",
+    ("subscription_schedule", "subscription"): "subscription",
 }
 
 
@@ -70,17 +76,23 @@ INCLUDABLE: dict[tuple[str, str], Callable[[World, Obj], Obj]] = {
 
 def view(obj: Obj) -> Obj:
     """What a retrieval shows: a copy without private notes; of a deleted object only that."""
+    return copied(shown(obj))
+
+
+def shown(obj: Obj) -> Obj:
+    """The same, not copied deep: to be read only."""
     if obj.get("deleted"):
         return {"id": obj["id"], "object": obj["object"], "deleted": True}
-    return copied(public(obj))
+    return public(obj)
 
 
 def expanded(world: World, obj: Obj, paths: list[str]) -> Obj:
-    """The view of an object, or of each in a list, with these paths expanded."""
-    if obj["object"] == "list":
-        shown = {**obj, "data": [view(item) for item in obj["data"]]}
+    """The view of an object, or of each in a list, with these paths expanded; else to be read only."""
+    one = view if paths else shown  # a hundred copies cost more than all else in a list
+    if obj["object"] in ("list", "search_result"):
+        found = {**obj, "data": [one(item) for item in obj["data"]]}
     else:
-        shown = view(obj)
+        found = one(obj)
     for i, path in enumerate(paths):
         segments = path.split(".")
         if len(segments) > MOST_LEVELS:
@@ -88,8 +100,8 @@ def expanded(world: World, obj: Obj, paths: list[str]) -> Obj:
                 f"You cannot expand more than {MOST_LEVELS} levels of a property. Property: {path}",
                 f"expand[{i}]",
             )
-        _walk(world, shown, "", shown, segments, path)
-    return shown
+        _walk(world, found, "", found, segments, path)
+    return found
 
 
 def _walk(world: World, owner: Obj, at: str, node: Obj, segments: list[str], path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, jsonify, redirect, render_template_string, request
@@ -10,6 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from . import checkout
 from .billing import ENDED, items_of
 from .errors import Refusal
+from .webhooks import Delivery
 from .world import Obj, World
 
 if TYPE_CHECKING:
@@ -19,12 +22,20 @@ FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }} · Stripe sandbox</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body {font: 16px/1.5 system-ui, sans-serif; max-width: 30rem; margin: 3rem auto; padding: 0 1rem}
-button {font: inherit; padding: .4rem 1rem; margin: .2rem .4rem .2rem 0}
-form {display: inline} li {margin: 1rem 0} .error {color: #b00020} .note {color: #666}
+:root {color-scheme: light dark; --note: #5a5a5a; --error: #b00020; --rule: #ccc}
+@media (prefers-color-scheme: dark) {:root {--note: #aaa; --error: #ff8a80; --rule: #555}}
+body {font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem}
+button, input {font: inherit; padding: .4rem 1rem; margin: .2rem .4rem .2rem 0}
+table {border-collapse: collapse; width: 100%} td {padding: .2rem .4rem; border-top: 1px solid var(--rule)}
+td:last-child {text-align: right; white-space: nowrap}
+form {display: inline} li {margin: 1rem 0} .error {color: var(--error)} .note {color: var(--note)}
 </style></head><body>
 <p class="note">Local Stripe sandbox: no real payments.</p><h1>{{ title }}</h1>
 {% if error %}<p class="error" id="error" role="alert">{{ error }}</p>{% endif %}
+{% macro invoice_table(invoice) %}
+<table>{% for line in invoice.lines %}<tr><td>{{ line.text }}</td><td>{{ line.amount }}</td></tr>{% endfor %}
+{% for name, amount in invoice.sums %}<tr><td>{{ name }}</td><td>{{ amount }}</td></tr>{% endfor %}</table>
+{% endmacro %}
 """
 CHECKOUT = (
     FRAME
@@ -35,6 +46,8 @@ CHECKOUT = (
 ({{ money(session.total_details.amount_discount, session.currency) }} off){% endif %}</p>
 <ul>{% for line in lines %}<li>{{ line.quantity }} × {{ line.name }},
 {{ money(line.amount, session.currency) }} per {{ line.interval }}</li>{% endfor %}</ul>
+{% if session.automatic_tax.enabled %}<p class="note">Tax is added for the address
+({{ session.automatic_tax.status }}).</p>{% endif %}
 {% if session.allow_promotion_codes %}
 <form method="post" action="{{ base }}/code"><label for="promotion_code">Promotion code</label>
 <input id="promotion_code" name="promotion_code"><button id="apply">Apply</button></form>
@@ -62,7 +75,21 @@ PORTAL = (
 <input type="hidden" name="price" value="{{ price.id }}">
 <button name="action" value="switch" class="switch">Switch to {{ price.name }}</button></form>
 {% endfor %}</li>{% else %}<li>No subscription.</li>{% endfor %}</ul>
+<h2>Invoices</h2>
+{% for invoice in invoices %}<section id="{{ invoice.id }}">
+<h3>{{ invoice.title }} <span class="note">{{ invoice.date }}, {{ invoice.status }}</span></h3>
+{{ invoice_table(invoice) }}
+{% if invoice.url %}<p><a href="{{ invoice.url }}">Open this invoice</a></p>{% endif %}</section>
+{% else %}<p>No invoice.</p>{% endfor %}
 {% if return_url %}<p><a id="return" href="{{ return_url }}">Back</a></p>{% endif %}
+</body></html>"""
+)
+INVOICE = (
+    FRAME
+    + """
+<p id="status">{{ invoice.date }}, {{ invoice.status }}</p>{{ invoice_table(invoice) }}
+{% if invoice.status == "open" %}
+<form method="post"><button id="pay">Pay with a new card</button></form>{% endif %}
 </body></html>"""
 )
 
@@ -72,45 +99,78 @@ COMMANDS = {
     **{
         name: name
         for name in [
+            "add_key",
             "advance",
             "advance_to",
             "apply_code",
             "cancel_subscription",
+            "close_dispute",
+            "create_customer",
+            "create_price",
             "create_promotion_code",
             "create_subscription",
             "decline",
             "delete_customer",
+            "deliver",
+            "dispute",
             "pause",
             "pay",
             "pay_async",
             "pay_invoice",
+            "pay_link",
             "portal_cancel",
             "portal_resume",
             "portal_switch",
+            "refund",
             "reset",
             "resume",
+            "schedule",
             "set_card",
             "set_dunning",
             "set_status",
             "settle",
             "update_subscription",
+            "webhooks_mode",
         ]
     },
 }
 
 
 def money(amount: int, currency: str) -> str:
-    return f"{currency.upper()} {amount / 100:,.2f}"
+    return f"{currency.upper()} {amount / 100:,.2f}".replace(" -", " −")
 
 
 def price_name(world: World, price: Obj) -> str:
     product = world.find("product", price["product"])
     amount = money(price["unit_amount"] or 0, price["currency"])
-    return f"{product['name'] if product else price['id']} ({amount})"
+    per = price["recurring"]["interval"]
+    return f"{product['name'] if product else price['id']} ({amount} per {per})"
+
+
+def invoice_view(invoice: Obj) -> Obj:
+    """An invoice as the pages show it."""
+    currency = invoice["currency"]
+    sums = [("Discount", -sum(entry["amount"] for entry in invoice["total_discount_amounts"]))]
+    sums += [("Tax", sum(tax["amount"] for tax in invoice["total_taxes"]))]
+    sums += [("Total", invoice["total"])]
+    if invoice["amount_due"] != invoice["total"]:
+        sums += [("Due after the balance", invoice["amount_due"])]
+    return {
+        "id": invoice["id"],
+        "title": f"Invoice {invoice['number'] or '(draft)'}",
+        "date": datetime.fromtimestamp(invoice["created"], UTC).date().isoformat(),
+        "status": invoice["status"],
+        "url": invoice["hosted_invoice_url"],
+        "lines": [
+            {"text": line["description"], "amount": money(line["amount"], currency)}
+            for line in invoice["lines"]["data"]
+        ],
+        "sums": [(name, money(amount, currency)) for name, amount in sums if amount or name == "Total"],
+    }
 
 
 def hosted(sandbox: Sandbox) -> Blueprint:
-    """`/checkout/<session>` and `/portal/<session>`."""
+    """`/checkout/<session>`, `/portal/<session>` and `/invoice/<invoice>`."""
     blueprint = Blueprint("hosted", __name__)
     world = sandbox.world
 
@@ -168,6 +228,10 @@ def hosted(sandbox: Sandbox) -> Blueprint:
                 PORTAL,
                 title="Billing portal",
                 subscriptions=rows,
+                invoices=[
+                    invoice_view(invoice)
+                    for invoice in reversed(world.every("invoice", customer=session["customer"]))
+                ],
                 return_url=session["return_url"],
                 error=error,
             )
@@ -197,6 +261,19 @@ def hosted(sandbox: Sandbox) -> Blueprint:
             return redirect(f"/portal/{id}", 303)
         except Refusal as refused:
             return portal_page(id, str(refused), refused.status)
+
+    @blueprint.get("/invoice/<id>")
+    @blueprint.get("/invoice/<id>/pdf")
+    def show_invoice(id: str) -> str:
+        with world.transaction():
+            shown = invoice_view(world.get("invoice", id))
+        return render_template_string(INVOICE, title=shown["title"], invoice=shown)
+
+    @blueprint.post("/invoice/<id>")
+    def act_on_invoice(id: str) -> AnyResponse:
+        sandbox.set_card(sandbox.get("invoice", id)["customer"], "ok")
+        sandbox.pay_invoice(id)
+        return redirect(f"/invoice/{id}", 303)
 
     @blueprint.errorhandler(Refusal)
     def refused(error: Refusal) -> tuple[str, int]:
@@ -234,6 +311,12 @@ def control(sandbox: Sandbox) -> Blueprint:
     def state() -> Response:
         return jsonify(sandbox.state())
 
+    @blueprint.get("/events")
+    def events() -> Response:
+        """Newest first, without their objects."""
+        names = ("id", "type", "created", "pending_webhooks")
+        return jsonify([{name: event[name] for name in names} for event in reversed(sandbox.events)])
+
     @blueprint.get("/requests")
     def requests() -> Response:
         return jsonify([vars(record) for record in sandbox.requests])
@@ -257,6 +340,8 @@ def control(sandbox: Sandbox) -> Blueprint:
         if command not in COMMANDS:
             return jsonify(error=f"no such command; there are {sorted(COMMANDS)}"), 404
         result = getattr(sandbox, COMMANDS[command])(**request.get_json())
+        if isinstance(result, list):
+            result = [asdict(one) if isinstance(one, Delivery) else one for one in result]
         return jsonify(result=result, now=sandbox.now()), 200
 
     @blueprint.errorhandler(Refusal)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import billing, checkout, shapes
-from .errors import Refusal, bad_param, card_declined, invalid, no_such
+from . import billing, checkout, invoices, shapes
+from .errors import Refusal, bad_param, card_refused, invalid, no_such
 from .params import check_length
 from .world import DAY, Obj, World, new_id, notes
 
@@ -64,22 +64,39 @@ retrieval("prices", "price", "PriceRetrieveParams")
 retrieval("promotion_codes", "promotion_code", "PromotionCodeRetrieveParams")
 retrieval("checkout/sessions", "checkout.session", "checkout.SessionRetrieveParams")
 retrieval("subscriptions", "subscription", "SubscriptionRetrieveParams")
-retrieval("invoices", "invoice", "InvoiceRetrieveParams")
 retrieval("events", "event", "EventRetrieveParams")
 retrieval("webhook_endpoints", "webhook_endpoint", "WebhookEndpointRetrieveParams")
 
 
-def page(world: World, kind: str, p: Obj, path: str, keep: Callable[[Obj], bool] = lambda obj: True) -> Obj:
+def page(
+    world: World,
+    kind: str,
+    p: Obj,
+    path: str,
+    keep: Callable[[Obj], bool] = lambda obj: True,
+    created: str = "created",
+) -> Obj:
     """A list as Stripe pages it: newest first, `limit` 1–100 (default 10)."""
+    bounds = p.get("created")
+
+    def wanted(obj: Obj) -> bool:
+        return not obj.get("deleted") and (bounds is None or _created_in(obj[created], bounds)) and keep(obj)
+
+    return page_of(world.table(kind, p.get("customer")), kind, p, path, wanted)
+
+
+def page_of(
+    table: dict[str, Obj], kind: str, p: Obj, path: str, keep: Callable[[Obj], bool] = lambda obj: True
+) -> Obj:
+    """A page of objects by id, the last one first."""
     limit = p.get("limit", 10)
     if not 1 <= limit <= 100:
         bound = "greater than or equal to 1" if limit < 1 else "less than or equal to 100"
         raise bad_param(f"This value must be {bound} (it currently is '{limit}').", "limit")
     for cursor in ("starting_after", "ending_before"):
-        if cursor in p and not world.find(kind, p[cursor]):
+        if cursor in p and p[cursor] not in table:
             raise no_such(kind, p[cursor], cursor)
     backwards = "ending_before" in p
-    table = world.tables[kind]
     ids = iter(table) if backwards else reversed(table)
     start = p.get("ending_before") or p.get("starting_after")
     if start:
@@ -88,21 +105,17 @@ def page(world: World, kind: str, p: Obj, path: str, keep: Callable[[Obj], bool]
                 break
     found: list[Obj] = []
     for id in ids:
-        obj = table[id]
-        if not obj.get("deleted") and _created_in(obj, p.get("created")) and keep(obj):
-            found.append(obj)
+        if keep(table[id]):
+            found.append(table[id])
             if len(found) > limit:
                 break
     has_more, data = len(found) > limit, found[:limit]
     return shapes.listing(data[::-1] if backwards else data, f"/v1/{path}", has_more)
 
 
-def _created_in(obj: Obj, bounds: Any) -> bool:
-    if bounds is None:
-        return True
+def _created_in(at: int, bounds: Any) -> bool:
     if isinstance(bounds, int):
-        return bool(obj["created"] == bounds)
-    at = obj["created"]
+        return at == bounds
     tests = {"gt": at.__gt__, "gte": at.__ge__, "lt": at.__lt__, "lte": at.__le__}
     return all(tests[name](bound) for name, bound in bounds.items())
 
@@ -166,9 +179,62 @@ def delete_customer(world: World, p: Obj, id: str) -> Obj:
     return customer
 
 
-@route("GET", "/v1/customers", "CustomerListParams", PAGING + " email")
+@route("GET", "/v1/customers", "CustomerListParams", PAGING + " email test_clock")
 def list_customers(world: World, p: Obj) -> Obj:
-    return page(world, "customer", p, "customers", equal_to(p, "email"))
+    """Addresses are compared as they are; what stands under a test clock is listed only by it."""
+    clock, email = p.get("test_clock"), p.get("email")
+
+    def keep(customer: Obj) -> bool:
+        return customer["test_clock"] == clock and email in (None, customer["email"])
+
+    return page(world, "customer", p, "customers", keep)
+
+
+CLAUSE = re.compile(r"""\s*(\w+)(?:\[["'](.+?)["']\])?\s*:\s*(["'])(.*?)\3\s*""")
+
+
+def search(world: World, kind: str, p: Obj, path: str, fields: str) -> Obj:
+    """`field:"text"` and `metadata["key"]:"text"`, joined by AND; letter case does not count.
+
+    Real searches run up to a minute behind. https://docs.stripe.com/search
+    """
+    clauses = [CLAUSE.fullmatch(part) for part in re.split(r"\s+AND\s+", p["query"])]
+    wanted = []
+    for clause in clauses:
+        if (
+            clause is None
+            or clause[1] not in [*fields.split(), "metadata"]
+            or (clause[1] == "metadata") != bool(clause[2])
+        ):
+            raise invalid(
+                f"We were unable to parse your search query, or it is not modelled: {p['query']}", "query"
+            )
+        wanted.append((clause[1], clause[2], clause[4].casefold()))
+
+    def keep(obj: Obj) -> bool:
+        found = ((obj["metadata"].get(key) if key else obj[name], text) for name, key, text in wanted)
+        return not obj.get("deleted") and all(str(value or "").casefold() == text for value, text in found)
+
+    limit, skip = p.get("limit", 10), int(p.get("page", 0))
+    found = [obj for obj in reversed(world.tables[kind].values()) if keep(obj)]
+    more = len(found) > skip + limit
+    listed = shapes.listing(found[skip : skip + limit], f"/v1/{path}/search", more)
+    return {**listed, "object": "search_result", "next_page": str(skip + limit) if more else None}
+
+
+@route("GET", "/v1/customers/search", "CustomerSearchParams", "limit page query")
+def search_customers(world: World, p: Obj) -> Obj:
+    return search(world, "customer", p, "customers", "email name phone")
+
+
+@route("GET", "/v1/subscriptions/search", "SubscriptionSearchParams", "limit page query")
+def search_subscriptions(world: World, p: Obj) -> Obj:
+    return search(world, "subscription", p, "subscriptions", "status")
+
+
+@route("GET", "/v1/account", "AccountRetrieveCurrentParams")
+def retrieve_account(world: World, p: Obj) -> Obj:
+    return shapes.account(world.account)
 
 
 # -- products, prices, coupons, promotion codes
@@ -211,17 +277,18 @@ def _refuse_taken(world: World, kind: str, p: Obj) -> None:
 
 PRICE = (
     "active billing_scheme currency lookup_key metadata nickname product recurring.interval "
-    "recurring.interval_count recurring.usage_type tax_behavior transfer_lookup_key unit_amount"
+    "recurring.interval_count recurring.usage_type tax_behavior transfer_lookup_key unit_amount "
+    "unit_amount_decimal"
 )
 
 
 @route("POST", "/v1/prices", "PriceCreateParams", PRICE)
 def create_price(world: World, p: Obj) -> Obj:
     for name in ("product", "unit_amount"):
-        if name not in p:
+        if name not in p and f"{name}_decimal" not in p:
             raise invalid(f"Missing required param: {name}.", name, "parameter_missing")
     world.get("product", p["product"], "product")
-    if p["unit_amount"] < 0:
+    if p.get("unit_amount", 0) < 0:
         raise invalid("Invalid non-negative integer", "unit_amount", "parameter_invalid_integer")
     check_length(p.get("lookup_key"), 200, "lookup_key")
     _take_lookup_key(world, p)
@@ -247,10 +314,12 @@ def _take_lookup_key(world: World, p: Obj) -> None:
     "POST",
     "/v1/prices/<id>",
     "PriceUpdateParams",
-    "active lookup_key metadata nickname transfer_lookup_key",
+    "active lookup_key metadata nickname tax_behavior transfer_lookup_key",
 )
 def update_price(world: World, p: Obj, id: str) -> Obj:
     price = world.get("price", id)
+    if p.get("tax_behavior", price["tax_behavior"]) != price["tax_behavior"] != "unspecified":
+        raise invalid("The `tax_behavior` of a price cannot be changed once it is set.", "tax_behavior")
     if p.get("lookup_key") != price["lookup_key"]:
         _take_lookup_key(world, p)
     p.pop("transfer_lookup_key", None)
@@ -407,21 +476,23 @@ def list_sessions(world: World, p: Obj) -> Obj:
     "GET",
     "/v1/subscriptions",
     "SubscriptionListParams",
-    PAGING + " collection_method customer price status",
+    PAGING + " collection_method customer price status test_clock",
 )
 def list_subscriptions(world: World, p: Obj) -> Obj:
-    """All but canceled ones, unless `status` says otherwise."""
+    """All but canceled ones, unless `status` says otherwise; under a test clock only if asked."""
     wanted = equal_to(p, "customer", "collection_method")
     if "customer" in p and not world.find("customer", p["customer"]):
         raise no_such("customer", p["customer"], "customer")
-    status, price = p.get("status"), p.get("price")
+    status, price, clock = p.get("status"), p.get("price"), p.get("test_clock")
+    any_clock = "customer" in p and clock is None
 
     def keep(sub: Obj) -> bool:
         matches = {"all": True, "ended": sub["status"] in billing.ENDED}.get(
             status or "", sub["status"] == status if status else sub["status"] != "canceled"
         )
         has_price = not price or any(i["price"]["id"] == price for i in billing.items_of(sub))
-        return matches and has_price and wanted(sub)
+        here = any_clock or sub["test_clock"] == clock
+        return matches and has_price and here and wanted(sub)
 
     return page(world, "subscription", p, "subscriptions", keep)
 
@@ -430,8 +501,9 @@ def list_subscriptions(world: World, p: Obj) -> Obj:
     "POST",
     "/v1/subscriptions",
     "SubscriptionCreateParams",
-    "billing_mode customer description discounts items.price items.quantity metadata off_session "
-    "payment_behavior trial_end trial_period_days trial_settings",
+    "automatic_tax.enabled billing_mode collection_method customer days_until_due description discounts "
+    "items.price items.quantity metadata off_session payment_behavior trial_end trial_period_days "
+    "trial_settings",
 )
 def create_subscription(world: World, p: Obj) -> Obj:
     for name in ("customer", "items"):
@@ -449,21 +521,36 @@ def create_subscription(world: World, p: Obj) -> Obj:
     trial = trial_end if isinstance(trial_end, int) else days and world.now() + days * DAY
     behavior = p.get("payment_behavior", "allow_incomplete")
     collect = behavior != "default_incomplete"
-    if collect and not trial and customer not in world.cards:
-        raise invalid(
-            "This customer has no attached payment source or default payment method. Please "
-            "consider adding a default payment method.",
-            code="resource_missing",
-        )
-    if behavior == "error_if_incomplete" and not trial and not billing.card_pays(world, customer):
-        raise card_declined()
+    sent = p.get("collection_method") == "send_invoice"
+    if sent and "days_until_due" not in p:
+        raise invalid("You must pass `days_until_due` with `send_invoice`.", "days_until_due")
+    _need_location(world, customer, p)
+    card = world.cards.get(customer)
+    if (
+        collect
+        and not trial
+        and not sent
+        and (card is None or (behavior == "error_if_incomplete" and card != "ok"))
+    ):
+        raise card_refused(card)
     return billing.create(world, customer, wanted, p, trial_end=trial, discounts=discounts, collect=collect)
 
 
+def _need_location(world: World, customer: str, p: Obj) -> None:
+    located = invoices.is_located(world.tables["customer"][customer])
+    if p.get("automatic_tax", {}).get("enabled") and not located:
+        raise invalid(
+            "The customer's location isn't recognized. Set a valid customer address in order to "
+            "automatically calculate tax.",
+            "automatic_tax[enabled]",
+            "customer_tax_location_invalid",
+        )
+
+
 UPDATE_SUBSCRIPTION = (
-    "billing_cycle_anchor cancel_at cancel_at_period_end cancellation_details description "
-    "items.id items.price items.quantity items.deleted items.metadata metadata off_session "
-    "pause_collection payment_behavior proration_behavior trial_end trial_settings"
+    "automatic_tax.enabled billing_cycle_anchor cancel_at cancel_at_period_end cancellation_details "
+    "description items.id items.price items.quantity items.deleted items.metadata metadata off_session "
+    "pause_collection payment_behavior proration_behavior proration_date trial_end trial_settings"
 )
 PENDING_UPDATE = {
     "billing_cycle_anchor",
@@ -471,6 +558,7 @@ PENDING_UPDATE = {
     "off_session",
     "payment_behavior",
     "proration_behavior",
+    "proration_date",
     "trial_end",
 }
 
@@ -483,7 +571,10 @@ def update_subscription(world: World, p: Obj, id: str) -> Obj:
     if p.get("payment_behavior") == "pending_if_incomplete" and set(p) - PENDING_UPDATE:
         names = ", ".join(sorted(set(p) - PENDING_UPDATE))
         raise invalid("When `payment_behavior` is set to `pending_if_incomplete`, you cannot pass " + names)
+    _need_location(world, sub["customer"], p)
     with world.changing(sub):
+        if "automatic_tax" in p:
+            sub["automatic_tax"] = shapes.automatic_tax(p["automatic_tax"])
         if "metadata" in p:
             sub["metadata"] = shapes.metadata(sub["metadata"], p["metadata"])
         if "description" in p:
@@ -532,18 +623,7 @@ def resume_subscription(world: World, p: Obj, id: str) -> Obj:
     return sub
 
 
-# -- invoices and events
-
-
-@route("GET", "/v1/invoices", "InvoiceListParams", PAGING + " customer status subscription")
-def list_invoices(world: World, p: Obj) -> Obj:
-    wanted = equal_to(p, "customer", "status")
-
-    def keep(obj: Obj) -> bool:
-        of = obj["parent"]["subscription_details"]["subscription"]
-        return wanted(obj) and of == p.get("subscription", of)
-
-    return page(world, "invoice", p, "invoices", keep)
+# -- events
 
 
 @route("GET", "/v1/events", "EventListParams", PAGING + " delivery_success type types")

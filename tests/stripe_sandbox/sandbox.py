@@ -7,6 +7,8 @@ with Sandbox() as sandbox:
 from __future__ import annotations
 
 import logging
+import random
+import re
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,7 +24,7 @@ from .errors import invalid
 from .expand import view
 from .faults import Faults
 from .params import check, decode_form, params_class
-from .webhooks import Webhooks
+from .webhooks import Delivery, Webhooks
 from .world import DAY, HOUR, Dunning, Obj, World, notes
 
 POLL = 0.02  # seconds between looks whether to stop
@@ -33,7 +35,7 @@ class Sandbox:
     """A Stripe account in memory, or in the file `data`.
 
     `port` 0 takes a free one · `webhook_url` and `webhook_secret`: a target for all events, beside
-    the webhook endpoints created through the API · `api_key` None accepts any test key.
+    the webhook endpoints created through the API · `api_key` None accepts any key.
     Methods take ids and return objects as the API shows them; what Stripe would not do raises
     `errors.Refusal`.
     """
@@ -72,6 +74,32 @@ class Sandbox:
         """Every request made under `/v1`, in order of arrival."""
         return self._api.requests
 
+    @property
+    def account(self) -> str:
+        """Its id, `acct_…`; stays with the data file and over `reset`."""
+        return self.world.account
+
+    def add_key(
+        self,
+        key: str,
+        *,
+        account: str | None = None,
+        livemode: bool | None = None,
+        without: Iterable[str] = (),
+        revoked: bool = False,
+    ) -> None:
+        """One more API key: of another account or mode (`_live_` in the key) it sees other objects;
+        `without`: rights that a restricted key lacks, e.g. `customer_write`, `accounts_kyc_basic_read`.
+        """
+        with self.world.transaction() as world:
+            world.keys[key] = {
+                "account": account or world.account,
+                "livemode": "_live_" in key if livemode is None else livemode,
+                "without": list(without),
+                "revoked": revoked,
+            }
+            world.mark_dirty()
+
     def app(self) -> Flask:
         app = Flask("stripe_sandbox")
         app.register_blueprint(self._api.blueprint())
@@ -108,6 +136,8 @@ class Sandbox:
         """An empty account, no faults, no records, webhooks delivered at once."""
         with self.world.lock:
             self.world.clear()
+            self.world.other_mode = None
+            self._api.others.clear()
             self.world.dunning = Dunning()
             self.webhooks.clear()
             self.webhooks.mode, self.webhooks.delay = "deliver", 0.0
@@ -167,9 +197,9 @@ class Sandbox:
     # -- the customer
 
     def set_card(self, customer: str, card: str | None) -> None:
-        """ "ok" pays, "decline" is refused, None is no card at all."""
-        if card not in ("ok", "decline", None):
-            raise invalid("A card is ok, decline or null.", "card")
+        """ "ok" pays, "decline" or a decline code is refused, "3ds" needs the customer, None: no card."""
+        if card is not None and not re.fullmatch("[a-z0-9_]+", card):
+            raise invalid("A card is ok, 3ds, decline, a decline code or null.", "card")
         with self.world.transaction() as world:
             world.get("customer", customer)
             world.cards.pop(customer, None)
@@ -181,11 +211,27 @@ class Sandbox:
         """Types a promotion code into the checkout page."""
         return self._on("checkout.session", session, lambda w, s: checkout.apply_code(w, s, code))
 
-    def pay(self, session: str, promotion_code: str | None = None, email: str | None = None) -> Obj:
+    def pay(
+        self,
+        session: str,
+        promotion_code: str | None = None,
+        email: str | None = None,
+        address: Obj | None = None,
+        tax_id: Obj | None = None,
+    ) -> Obj:
         """Pays a checkout page with a good card; `promotion_code` is the code's text."""
         if promotion_code:
             self.apply_code(session, promotion_code)
-        return self._on("checkout.session", session, lambda w, s: checkout.pay(w, s, email=email))
+
+        def change(world: World, found: Obj) -> None:
+            checkout.pay(world, found, email=email, address=address, tax_id=tax_id)
+
+        return self._on("checkout.session", session, change)
+
+    def pay_link(self, price: str, email: str) -> Obj:
+        """A customer of a payment link, with nothing of ours in any metadata; the session."""
+        with self.world.transaction() as world:
+            return view(checkout.pay_link(world, billing.recurring_price(world, price, "price"), email))
 
     def decline(self, session: str) -> Obj:
         """Tries a checkout page with a card that is refused: the session stays open."""
@@ -200,7 +246,9 @@ class Sandbox:
         return self._on("checkout.session", session, lambda w, s: checkout.settle(w, s, succeed=succeed))
 
     def pay_invoice(self, subscription: str) -> Obj:
-        """The customer pays the open invoice by hand."""
+        """The customer pays by hand (and authenticates): this invoice, or the subscription's open one."""
+        if subscription.startswith("in_"):
+            return self._on("invoice", subscription, billing.pay)
         return self._sub(subscription, billing.pay_latest)
 
     def portal_cancel(self, subscription: str) -> Obj:
@@ -235,17 +283,108 @@ class Sandbox:
 
     # -- the dashboard
 
-    def create_subscription(self, customer: str, price: str, *, trial_days: int = 0, **given: Any) -> Obj:
+    def create_customer(
+        self,
+        email: str | None = None,
+        *,
+        card: str | None = "ok",
+        test_clock: str | None = None,
+        **given: Any,
+    ) -> Obj:
+        """A customer made by hand; `given`: name, metadata, address, balance …"""
+        with self.world.transaction() as world:
+            fields = {"email": email, "test_clock": test_clock, **given}
+            customer = world.add(shapes.customer(world.now(), fields))
+            if card:
+                world.cards[customer["id"]] = card
+            world.emit("customer.created", customer)
+            return view(customer)
+
+    def create_price(
+        self, cents: int, *, interval: str = "month", product: str | None = None, **given: Any
+    ) -> Obj:
+        """A price made by hand, of a product of its own unless one is given."""
+        with self.world.transaction() as world:
+            if product is None:
+                product = routes.create_product(world, {"name": given.get("nickname", "Something else")})[
+                    "id"
+                ]
+            price = {"product": product, "currency": "usd", "unit_amount": cents, **given}
+            return view(routes.create_price(world, {"recurring": {"interval": interval}, **price}))
+
+    def create_subscription(
+        self,
+        customer: str,
+        price: str | None = None,
+        *,
+        trial_days: int = 0,
+        items: Iterable[Obj] = (),
+        **given: Any,
+    ) -> Obj:
         """A subscription made by hand; gives the customer a good card if there is none.
 
-        `given`: metadata, description, trial_settings.
+        `items`: {price, quantity}, instead of one price · `given`: metadata, description,
+        trial_settings, collection_method, days_until_due, automatic_tax.
         """
         with self.world.transaction() as world:
             id = world.get("customer", customer)["id"]
             world.cards.setdefault(id, "ok")
-            wanted = [(billing.recurring_price(world, price, "price"), 1)]
+            entries = list(items) or [{"price": price}]
+            wanted = [
+                (billing.recurring_price(world, item["price"], "price"), item.get("quantity", 1))
+                for item in entries
+            ]
             trial_end = world.now() + trial_days * DAY if trial_days else None
             return view(billing.create(world, id, wanted, given, trial_end=trial_end))
+
+    def schedule(self, subscription: str, price: str) -> Obj:
+        """Plans another price from the end of the period on; the schedule."""
+        with self.world.transaction() as world:
+            sub = world.get("subscription", subscription)
+            new = billing.recurring_price(world, price, "price")["id"]
+            schedule = world.add(shapes.subscription_schedule(world.now(), sub, new))
+            world.emit("subscription_schedule.created", schedule)
+            with world.changing(sub):
+                sub["schedule"] = schedule["id"]
+            return view(schedule)
+
+    def refund(self, invoice: str, amount: int | None = None) -> Obj:
+        """Gives back a paid invoice, or so much of it; the charge."""
+        with self.world.transaction() as world:
+            charge = self._charge(world, invoice)
+            amount = amount or charge["amount"] - charge["amount_refunded"]
+            charge["amount_refunded"] += amount
+            charge["refunded"] = charge["amount_refunded"] == charge["amount"]
+            world.touch(charge)
+            world.emit("charge.refunded", charge)
+            return view(charge)
+
+    def dispute(self, invoice: str, reason: str = "fraudulent") -> Obj:
+        """The bank takes back the payment of an invoice; the dispute."""
+        with self.world.transaction() as world:
+            charge = self._charge(world, invoice)
+            charge["disputed"] = True
+            world.touch(charge)
+            dispute = world.add(shapes.dispute(world.now(), charge, reason))
+            world.emit("charge.dispute.created", dispute)
+            return view(dispute)
+
+    def close_dispute(self, dispute: str, status: str = "lost") -> Obj:
+        """`status`: lost, won or warning_closed."""
+
+        def change(world: World, found: Obj) -> None:
+            found["status"] = status
+            world.touch(found)
+            world.emit("charge.dispute.closed", found)
+
+        return self._on("dispute", dispute, change)
+
+    @staticmethod
+    def _charge(world: World, invoice: str) -> Obj:
+        charge = notes(world.get("invoice", invoice)).get("charge")
+        if charge is None:
+            raise invalid("This invoice was not paid by card.")
+        return world.get("charge", charge)
 
     def update_subscription(self, subscription: str, **raw: Any) -> Obj:
         """`POST /v1/subscriptions/…` with these parameters, without a request."""
@@ -291,6 +430,41 @@ class Sandbox:
             given = {"code": code, "promotion": promotion, **rules}
             return view(routes.create_promotion_code(world, given))
 
+    # -- webhooks, for a process
+
+    def webhooks_mode(self, mode: str) -> None:
+        """`deliver` at once, `hold` until `deliver`, or `drop`: lost on the way."""
+        if mode not in ("deliver", "hold", "drop"):
+            raise invalid("The mode is deliver, hold or drop.", "mode")
+        self.webhooks.mode = mode
+
+    def deliver(
+        self,
+        event: str | None = None,
+        *,
+        customer: str | None = None,
+        again: bool = False,
+        times: int = 1,
+        order: str = "time",
+        thin: bool = False,
+    ) -> list[Delivery]:
+        """Sends events now: one, or those not yet delivered (with `again` all), of one customer or of
+        everybody; `order`: time, reverse or random · `times`: copies of each · `thin`: as thin events.
+        """
+        with self.world.transaction() as world:
+            held = {waiting["id"] for waiting in self.webhooks.pending}
+            found = [world.get("event", event)] if event else world.every("event")
+            if not event and not again:
+                found = [e for e in found if e["id"] in held or e["pending_webhooks"]]
+            if customer:
+                found = [e for e in found if customer in _parties(e["data"]["object"])]
+        if order == "random":
+            random.shuffle(found)
+        elif order != "time":
+            found.reverse()
+        send = self.webhooks.deliver_thin if thin else self.webhooks.deliver
+        return [delivery for one in found for delivery in send(one, times=times)]
+
     # -- the two ways in
 
     def _on(self, kind: str, id: str, change: Callable[[World, Obj], object]) -> Obj:
@@ -307,9 +481,14 @@ class Sandbox:
         with self.world.transaction() as world:
             return {
                 "now": world.now(),
+                "account": world.account,
                 "cards": dict(world.cards),
                 "objects": {kind: self.every(kind) for kind in world.tables},
             }
+
+
+def _parties(obj: Obj) -> tuple[str | None, str | None]:
+    return obj.get("customer"), obj["id"]
 
 
 class _OneRequest(WSGIRequestHandler):

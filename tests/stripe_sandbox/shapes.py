@@ -1,16 +1,46 @@
 """Objects as Stripe publishes them at the pinned API version.
 
-Fields a billing service never reads (tax, Connect, shipping …) are present only where the SDK's
+Fields a billing service never reads (Connect, shipping …) are present only where the SDK's
 classes promise them and leaving them out would make a reader fail.
 """
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from .world import Obj, new_id
 
-NO_TAX = {"disabled_reason": None, "enabled": False, "liability": None}
+DAY = 86_400
+
+
+def automatic_tax(given: Obj | None) -> Obj:
+    enabled = bool(given and given.get("enabled"))
+    return {
+        "disabled_reason": None,
+        "enabled": enabled,
+        "liability": {"type": "self"} if enabled else None,
+    }
+
+
+def account(id: str) -> Obj:
+    return {
+        "id": id,
+        "object": "account",
+        "business_profile": {"name": "Sandbox", "support_email": None, "url": None},
+        "business_type": "company",
+        "capabilities": {"card_payments": "active", "transfers": "active"},
+        "charges_enabled": True,
+        "controller": {"type": "account"},
+        "country": "US",
+        "default_currency": "usd",
+        "details_submitted": True,
+        "email": "owner@example.com",
+        "metadata": {},
+        "payouts_enabled": True,
+        "settings": {"dashboard": {"display_name": "Sandbox", "timezone": "Etc/UTC"}},
+        "type": "standard",
+    }
 
 
 def listing(data: list[Obj], url: str, has_more: bool = False) -> Obj:
@@ -45,7 +75,7 @@ def customer(now: int, p: Obj) -> Obj:
         "preferred_locales": p.get("preferred_locales", []),
         "shipping": None,
         "tax_exempt": "none",
-        "test_clock": None,
+        "test_clock": p.get("test_clock"),
     }
 
 
@@ -76,6 +106,9 @@ def product(now: int, p: Obj) -> Obj:
 def price(now: int, p: Obj) -> Obj:
     recurring = p.get("recurring")
     amount = p.get("unit_amount")
+    exact = p.get("unit_amount_decimal") or (None if amount is None else str(amount))
+    if exact is not None and Decimal(exact) == int(Decimal(exact)):
+        amount = int(Decimal(exact))
     return {
         "id": new_id("price"),
         "object": "price",
@@ -102,7 +135,7 @@ def price(now: int, p: Obj) -> Obj:
         "transform_quantity": None,
         "type": "recurring" if recurring else "one_time",
         "unit_amount": amount,
-        "unit_amount_decimal": None if amount is None else str(amount),
+        "unit_amount_decimal": exact,
     }
 
 
@@ -198,7 +231,7 @@ def subscription(now: int, customer: str, currency: str, p: Obj) -> Obj:
         "object": "subscription",
         "application": None,
         "application_fee_percent": None,
-        "automatic_tax": NO_TAX,
+        "automatic_tax": automatic_tax(p.get("automatic_tax")),
         "billing_cycle_anchor": now,
         "billing_cycle_anchor_config": None,
         "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible"},
@@ -208,12 +241,12 @@ def subscription(now: int, customer: str, currency: str, p: Obj) -> Obj:
         "cancel_at_period_end": False,
         "canceled_at": None,
         "cancellation_details": {"comment": None, "feedback": None, "reason": None},
-        "collection_method": "charge_automatically",
+        "collection_method": p.get("collection_method", "charge_automatically"),
         "created": now,
         "currency": currency,
         "customer": customer,
         "customer_account": None,
-        "days_until_due": None,
+        "days_until_due": p.get("days_until_due"),
         "default_payment_method": None,
         "default_source": None,
         "default_tax_rates": [],
@@ -271,110 +304,276 @@ def subscription_item(now: int, sub: str, price: Obj, quantity: int, period: tup
     }
 
 
-def invoice(now: int, customer: Obj, sub: Obj, reason: str, figures: Obj, number: str) -> Obj:
-    """An open invoice of a subscription. `figures`: see `billing.figures`."""
+def invoice(now: int, customer: Obj, currency: str, reason: str, p: Obj, sub: Obj | None = None) -> Obj:
+    """A draft without lines and sums (see `invoices.total_up`), of a subscription if `sub` is given.
+
+    `p`: auto_advance, automatic_tax, collection_method, days_until_due, description, discounts
+    (ids), due_date, metadata.
+    """
     id = new_id("in")
-    first = sub["items"]["data"][0]
+    first = sub["items"]["data"][0] if sub else None
     return {
         "id": id,
         "object": "invoice",
         "account_country": "US",
         "account_name": "Sandbox",
-        "amount_due": figures["due"],
         "amount_overpaid": 0,
         "amount_paid": 0,
-        "amount_remaining": figures["due"],
         "amount_shipping": 0,
         "attempt_count": 0,
         "attempted": False,
-        "auto_advance": True,
-        "automatic_tax": NO_TAX,
+        "auto_advance": p["auto_advance"],
+        "automatic_tax": {**automatic_tax(p.get("automatic_tax")), "provider": None, "status": None},
+        "automatically_finalizes_at": None,
         "billing_reason": reason,
-        "collection_method": sub["collection_method"],
+        "collection_method": p.get("collection_method", "charge_automatically"),
         "created": now,
-        "currency": sub["currency"],
+        "currency": currency,
         "customer": customer["id"],
+        "customer_address": customer["address"],
         "customer_email": customer["email"],
         "customer_name": customer["name"],
         "default_payment_method": None,
         "default_source": None,
         "default_tax_rates": [],
-        "description": None,
-        "discounts": list(sub["discounts"]),
-        "due_date": None,
-        "effective_at": now,
-        "ending_balance": figures["ending_balance"],
+        "description": p.get("description"),
+        "discounts": list(p.get("discounts", [])),
+        "due_date": p.get("due_date"),
+        "effective_at": None,
+        "ending_balance": None,
         "hosted_invoice_url": None,
         "invoice_pdf": None,
         "issuer": {"type": "self"},
-        "lines": listing([_line(id, sub, line) for line in figures["lines"]], f"/v1/invoices/{id}/lines"),
+        "lines": {**listing([], f"/v1/invoices/{id}/lines"), "total_count": 0},
         "livemode": False,
-        "metadata": {},
+        "metadata": metadata({}, p.get("metadata")),
         "next_payment_attempt": None,
-        "number": number,
-        "parent": {
+        "number": None,
+        "parent": sub
+        and {
             "quote_details": None,
             "subscription_details": {"metadata": sub["metadata"], "subscription": sub["id"]},
             "type": "subscription_details",
         },
         "payment_settings": {"payment_method_options": None, "payment_method_types": None},
-        "period_end": first["current_period_end"],
-        "period_start": first["current_period_start"],
+        "period_end": first["current_period_end"] if first else now,
+        "period_start": first["current_period_start"] if first else now,
         "post_payment_credit_notes_amount": 0,
         "pre_payment_credit_notes_amount": 0,
-        "starting_balance": figures["starting_balance"],
-        "status": "open",
+        "starting_balance": 0,
+        "status": "draft",
         "status_transitions": {
-            "finalized_at": now,
+            "finalized_at": None,
             "marked_uncollectible_at": None,
             "paid_at": None,
             "voided_at": None,
         },
-        "subtotal": figures["subtotal"],
-        "total": figures["total"],
-        "total_discount_amounts": [
-            {"amount": figures["discount"], "discount": id} for id in sub["discounts"][:1]
-        ],
-        "total_taxes": [],
-        "webhooks_delivered_at": now,
+        "test_clock": customer["test_clock"],
+        "webhooks_delivered_at": None,
     }
 
 
-def _line(invoice: str, sub: Obj, line: Obj) -> Obj:
-    price = line["price"]
+def subscription_line(
+    item: Obj, share: float, start: int, *, proration: bool = False, percent_off: float = 0
+) -> Obj:
+    """A line for `share` of an item's period; a negative share is a credit.
+
+    A proration takes no discount as such: `percent_off` is in its amount.
+    """
+    price = item["price"]
+    full = Decimal(price["unit_amount_decimal"] or 0) * item["quantity"]
+    what = "Unused time on" if share < 0 else "Remaining time on" if proration else ""
+    details = {
+        "invoice_item": None,
+        "proration": proration,
+        "proration_details": {"credited_items": None},
+        "subscription": item["subscription"],
+        "subscription_item": item["id"],
+    }
+    return _line(
+        amount=rounded(full * Decimal(share) * (1 - Decimal(percent_off) / 100)),
+        currency=price["currency"],
+        description=f"{what} {item['quantity']} × {price['nickname'] or price['id']}".strip(),
+        discountable=not proration,
+        parent={
+            "invoice_item_details": None,
+            "subscription_item_details": details,
+            "type": "subscription_item_details",
+        },
+        period={"start": start, "end": item["current_period_end"]},
+        pricing=pricing(price),
+        quantity=item["quantity"],
+    )
+
+
+def item_line(item: Obj) -> Obj:
+    """The invoice line of an invoice item."""
+    parent = item["parent"] and item["parent"]["subscription_details"]
+    details = {
+        "invoice_item": item["id"],
+        "proration": item["proration"],
+        "proration_details": {"credited_items": None},
+        "subscription": parent and parent["subscription"],
+    }
+    kind = "subscription_item_details" if item["proration"] else "invoice_item_details"
+    if item["proration"]:
+        details["subscription_item"] = parent["subscription_item"]
+    shared = (
+        "amount",
+        "currency",
+        "description",
+        "discountable",
+        "metadata",
+        "period",
+        "pricing",
+        "quantity",
+    )
+    return _line(
+        parent={"invoice_item_details": None, "subscription_item_details": None, kind: details, "type": kind},
+        **{name: item[name] for name in shared},
+    )
+
+
+def _line(**given: Any) -> Obj:
     return {
         "id": new_id("il"),
         "object": "line_item",
-        "amount": line["amount"],
-        "currency": price["currency"],
-        "description": line["description"],
         "discount_amounts": [],
-        "discountable": not line["proration"],
         "discounts": [],
-        "invoice": invoice,
+        "invoice": None,
         "livemode": False,
         "metadata": {},
-        "parent": {
-            "invoice_item_details": None,
-            "subscription_item_details": {
-                "invoice_item": None,
-                "proration": line["proration"],
-                "proration_details": {"credited_items": None},
-                "subscription": sub["id"],
-                "subscription_item": line["item"],
-            },
-            "type": "subscription_item_details",
-        },
-        "period": {"start": line["start"], "end": line["end"]},
         "pretax_credit_amounts": [],
-        "pricing": {
-            "price_details": {"price": price["id"], "product": price["product"]},
-            "type": "price_details",
-            "unit_amount_decimal": price["unit_amount_decimal"],
-        },
-        "quantity": line["quantity"],
-        "subtotal": line["amount"],
+        "quantity_decimal": str(given["quantity"]),
+        "subscription": None,
+        "subtotal": given["amount"],
         "taxes": [],
+        **given,
+    }
+
+
+def pricing(price: Obj) -> Obj:
+    return {
+        "price_details": {"price": price["id"], "product": price["product"]},
+        "type": "price_details",
+        "unit_amount_decimal": price["unit_amount_decimal"],
+    }
+
+
+def rounded(amount: Decimal) -> int:
+    return int(amount.quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def invoice_item(now: int, customer: Obj, p: Obj) -> Obj:
+    """`p`: amount, currency, description, discountable, metadata, parent, period, pricing,
+    proration, quantity."""
+    return {
+        "id": new_id("ii"),
+        "object": "invoiceitem",
+        "amount": p["amount"],
+        "currency": p["currency"],
+        "customer": customer["id"],
+        "customer_account": None,
+        "date": now,
+        "description": p.get("description"),
+        "discountable": p.get("discountable", True),
+        "discounts": [],
+        "frozen_fields": None,
+        "invoice": None,
+        "livemode": False,
+        "metadata": metadata({}, p.get("metadata")),
+        "net_amount": p["amount"],
+        "parent": p.get("parent"),
+        "period": p.get("period", {"start": now, "end": now}),
+        "pricing": p.get("pricing"),
+        "proration": p.get("proration", False),
+        "proration_details": None,
+        "quantity": p.get("quantity", 1),
+        "quantity_decimal": str(p.get("quantity", 1)),
+        "tax_rates": [],
+        "test_clock": customer["test_clock"],
+    }
+
+
+def charge(now: int, invoice: Obj) -> Obj:
+    """A successful payment of an invoice by card."""
+    return {
+        "id": new_id("ch"),
+        "object": "charge",
+        "amount": invoice["amount_due"],
+        "amount_captured": invoice["amount_due"],
+        "amount_refunded": 0,
+        "balance_transaction": new_id("txn"),
+        "billing_details": {"address": None, "email": None, "name": None, "phone": None},
+        "captured": True,
+        "created": now,
+        "currency": invoice["currency"],
+        "customer": invoice["customer"],
+        "description": "Subscription update" if invoice["parent"] else "Payment for Invoice",
+        "disputed": False,
+        "failure_code": None,
+        "failure_message": None,
+        "livemode": False,
+        "metadata": {},
+        "outcome": {"network_status": "approved_by_network", "type": "authorized"},
+        "paid": True,
+        "payment_intent": new_id("pi"),
+        "payment_method": new_id("pm"),
+        "receipt_email": None,
+        "refunded": False,
+        "status": "succeeded",
+    }
+
+
+def dispute(now: int, charge: Obj, reason: str) -> Obj:
+    return {
+        "id": new_id("dp"),
+        "object": "dispute",
+        "amount": charge["amount"],
+        "balance_transactions": [],
+        "charge": charge["id"],
+        "created": now,
+        "currency": charge["currency"],
+        "enhanced_eligibility_types": [],
+        "evidence": {},
+        "evidence_details": {"due_by": now + 7 * DAY, "has_evidence": False, "submission_count": 0},
+        "is_charge_refundable": False,
+        "livemode": False,
+        "metadata": {},
+        "payment_intent": charge["payment_intent"],
+        "reason": reason,
+        "status": "needs_response",
+    }
+
+
+def subscription_schedule(now: int, sub: Obj, price: str) -> Obj:
+    """Now the present price, `price` from the period's end on for one period, then released."""
+    item = sub["items"]["data"][0]
+    start, end = item["current_period_start"], item["current_period_end"]
+
+    def phase(price: str, start: int, end: int | None) -> Obj:
+        items = [{"metadata": {}, "price": price, "quantity": item["quantity"], "tax_rates": []}]
+        return {"start_date": start, "end_date": end, "items": items, "metadata": {}, "trial_end": None}
+
+    return {
+        "id": new_id("sub_sched"),
+        "object": "subscription_schedule",
+        "application": None,
+        "canceled_at": None,
+        "completed_at": None,
+        "created": now,
+        "current_phase": {"start_date": start, "end_date": end},
+        "customer": sub["customer"],
+        "customer_account": None,
+        "end_behavior": "release",
+        "livemode": False,
+        "metadata": {},
+        "phases": [phase(item["price"]["id"], start, end), phase(price, end, None)],
+        "released_at": None,
+        "released_subscription": None,
+        "status": "active",
+        "subscription": sub["id"],
+        "test_clock": sub["test_clock"],
     }
 
 
@@ -388,7 +587,7 @@ def checkout_session(now: int, p: Obj, base_url: str, subtotal: int, total: int)
         "allow_promotion_codes": p.get("allow_promotion_codes"),
         "amount_subtotal": subtotal,
         "amount_total": total,
-        "automatic_tax": {**NO_TAX, "provider": None, "status": None},
+        "automatic_tax": {**automatic_tax(p.get("automatic_tax")), "provider": None, "status": None},
         "billing_address_collection": p.get("billing_address_collection"),
         "cancel_url": p.get("cancel_url"),
         "client_reference_id": p.get("client_reference_id"),
@@ -396,7 +595,7 @@ def checkout_session(now: int, p: Obj, base_url: str, subtotal: int, total: int)
         "consent": None,
         "consent_collection": None,
         "created": now,
-        "currency": "usd",
+        "currency": None,
         "custom_fields": [],
         "custom_text": {},
         "customer": p.get("customer"),
@@ -432,6 +631,10 @@ def checkout_session(now: int, p: Obj, base_url: str, subtotal: int, total: int)
         "submit_type": None,
         "subscription": None,
         "success_url": p.get("success_url"),
+        "tax_id_collection": {
+            "enabled": p.get("tax_id_collection", {}).get("enabled", False),
+            "required": "never",
+        },
         "total_details": {
             "amount_discount": subtotal - total,
             "amount_shipping": 0,

@@ -34,7 +34,11 @@ KINDS = [
     "discount",
     "checkout.session",
     "subscription",
+    "subscription_schedule",
     "invoice",
+    "invoiceitem",
+    "charge",
+    "dispute",
     "event",
     "webhook_endpoint",
     "billing_portal.session",
@@ -96,10 +100,19 @@ def notes(obj: Obj) -> Obj:
 
 
 class World:
-    """All state, behind one lock. `data`: file that outlives a restart."""
+    """All state of one account in one mode, behind one lock. `data`: file that outlives a restart.
 
-    def __init__(self, data: Path | None = None) -> None:
+    `account`: its id; without one, the id in the file or a new one.
+    """
+
+    def __init__(
+        self, data: Path | None = None, account: str | None = None, *, livemode: bool = False
+    ) -> None:
         self.data = data
+        self.account = account or new_id("acct", 16)
+        self.livemode = livemode
+        self.other_mode: World | None = None  # the same account's live or test objects
+        self.keys: dict[str, Obj] = {}  # API key → {account, livemode, without, revoked}
         self.lock = threading.RLock()
         self.dunning = Dunning()
         self.base_url = ""
@@ -113,10 +126,12 @@ class World:
         self.loaded_extra: Obj = self._load() if data and data.exists() else {}
 
     def clear(self) -> None:
-        """Back to an empty account at real time."""
+        """Back to an empty account at real time; its id stays."""
         self.tables: dict[str, dict[str, Obj]] = {kind: {} for kind in KINDS}
+        self._of_customer: dict[tuple[str, str], dict[str, Obj]] = {}
+        self.keys.clear()
         self.offset = 0.0
-        self.cards: dict[str, str] = {}  # customer → "ok" or "decline"; absent: no card
+        self.cards: dict[str, str] = {}  # customer → see `errors.card_refused`; absent: no card
         self.answers: dict[str, Obj] = {}  # idempotency key → first answer
         self._due: list[tuple[int, int, str, str]] = []
         self._due_count = 0
@@ -127,6 +142,8 @@ class World:
     # -- objects
 
     def add(self, obj: Obj) -> Obj:
+        if "livemode" in obj:
+            obj["livemode"] = self.livemode
         self.tables[obj["object"]][obj["id"]] = obj
         self.touch(obj)
         return obj
@@ -138,20 +155,27 @@ class World:
         """The object, or `resource_missing`; a deleted one counts as missing."""
         obj = self.tables[kind].get(id)
         if obj is None or obj.get("deleted"):
-            raise no_such(kind, id, param)
+            elsewhere = self.other_mode.find(kind, id) if self.other_mode else None
+            raise no_such(kind, id, param, None if elsewhere is None else not self.livemode)
         return obj
+
+    def table(self, kind: str, customer: str | None = None) -> dict[str, Obj]:
+        """All objects of a kind by id, oldest first; with `customer` that customer's."""
+        return self._of_customer.get((kind, customer), {}) if customer else self.tables[kind]
 
     def every(self, kind: str, **equal: Any) -> list[Obj]:
         """Objects of a kind whose fields equal those given, oldest first, without deleted ones."""
         return [
             obj
-            for obj in self.tables[kind].values()
+            for obj in self.table(kind, equal.get("customer")).values()
             if not obj.get("deleted") and all(obj[k] == v for k, v in equal.items())
         ]
 
     def touch(self, obj: Obj) -> None:
         """To be called after each change of an object."""
         self._dirty = True
+        if customer := obj.get("customer"):
+            self._of_customer.setdefault((obj["object"], customer), {})[obj["id"]] = obj
         rule = DUE_RULES.get(obj["object"])
         due = rule(self, obj) if rule else None
         if due:
@@ -185,7 +209,7 @@ class World:
             "api_version": stripe.api_version,
             "created": self.now(),
             "data": data,
-            "livemode": False,
+            "livemode": self.livemode,
             "pending_webhooks": 0,
             "request": dict(self.request),
             "type": type,
@@ -247,6 +271,8 @@ class World:
         if not (self.data and self._dirty):
             return
         state = {
+            "account": self.account,
+            "keys": self.keys,
             "tables": self.tables,
             "offset": self.offset,
             "cards": self.cards,
@@ -268,6 +294,8 @@ class World:
     def _load(self) -> Obj:
         assert self.data
         state: Obj = json.loads(self.data.read_text())
+        self.account = state.pop("account", self.account)
+        self.keys = state.pop("keys", {})
         self.tables.update(state.pop("tables"))
         self.offset = state.pop("offset")
         self.cards = state.pop("cards")
