@@ -9,6 +9,8 @@ CREATE TABLE subscriptions (
     plan                     VARCHAR(50)  NOT NULL
                              CHECK (plan IN ('trial', 'starter', 'professional', 'enterprise', 'unknown')),
     billing_interval         VARCHAR(10),
+    amount                   BIGINT,
+    currency                 VARCHAR(3),
     status                   VARCHAR(50)  NOT NULL CHECK (status <> ''),
     paid                     BOOLEAN      NOT NULL DEFAULT FALSE,
     trial_ends_at            TIMESTAMPTZ,
@@ -17,6 +19,7 @@ CREATE TABLE subscriptions (
     cancel_at_period_end     BOOLEAN      NOT NULL DEFAULT FALSE,
     cancel_at                TIMESTAMPTZ,
     ended_at                 TIMESTAMPTZ,
+    details                  JSONB        NOT NULL DEFAULT '{}',
     changes                  INTEGER      NOT NULL DEFAULT 0,
     event_id                 VARCHAR(255),
     fetched_at               TIMESTAMPTZ,
@@ -34,6 +37,10 @@ CREATE UNIQUE INDEX subscriptions_one_local_trial_key ON subscriptions (customer
 
 COMMENT ON COLUMN subscriptions.stripe_subscription_id IS 'NULL for a trial of our own';
 COMMENT ON COLUMN subscriptions.paid IS 'has been paid at least once; never goes back';
+COMMENT ON COLUMN subscriptions.amount IS 'unit amount × quantity per interval, in the smallest unit of the currency';
+COMMENT ON COLUMN subscriptions.details IS
+    'for operators: pauseCollection {behavior, resumesAt}, scheduledChange {price, plan, at},
+     unpaidInvoice {id, url, amountDue, currency, nextPaymentAttemptAt}';
 COMMENT ON COLUMN subscriptions.changes IS 'changes asked of Stripe that had an outcome; part of the next idempotency key';
 COMMENT ON COLUMN subscriptions.event_id IS 'the Stripe event that led to the present state, where one did';
 
@@ -48,6 +55,7 @@ CREATE TABLE stripe_events (
     stripe_customer_id VARCHAR(255),
     outcome            VARCHAR(20)  NOT NULL CHECK (outcome IN ('done', 'ignored', 'failed')),
     error              VARCHAR(500),
+    note               VARCHAR(500),
     attempts           INTEGER      NOT NULL DEFAULT 1,
     created_at         TIMESTAMPTZ  NOT NULL,
     received_at        TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
@@ -56,3 +64,30 @@ CREATE TABLE stripe_events (
 
 CREATE INDEX stripe_events_received_at_idx ON stripe_events (received_at DESC, event_id DESC);
 CREATE INDEX stripe_events_customer_id_idx ON stripe_events (customer_id, received_at DESC);
+
+COMMENT ON COLUMN stripe_events.note IS 'what an operator should know: a refund, a dispute, a payer without a license';
+
+-- The account that this database is for, as met first.
+CREATE TABLE stripe_account (
+    only_row   BOOLEAN      PRIMARY KEY DEFAULT TRUE CHECK (only_row),
+    account_id VARCHAR(255) NOT NULL,
+    livemode   BOOLEAN      NOT NULL,
+    created_at TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+
+-- What each price sold, whatever becomes of it at Stripe.
+CREATE TABLE stripe_prices (
+    price_id         VARCHAR(255) PRIMARY KEY,
+    plan             VARCHAR(50)  NOT NULL CHECK (plan IN ('starter', 'professional', 'enterprise')),
+    billing_interval VARCHAR(10)  NOT NULL,
+    amount           BIGINT,
+    currency         VARCHAR(3)   NOT NULL,
+    created_at       TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+
+-- Payers that belong to nobody here, or pay for something else, and shall not be named again:
+-- ids of customers, subscriptions, prices or products at Stripe.
+CREATE TABLE stripe_ignored (
+    stripe_id  VARCHAR(255) PRIMARY KEY,
+    created_at TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
