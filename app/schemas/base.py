@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
+from app.encoding import camel_case
+
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
@@ -137,12 +139,6 @@ def read_instant(value: Any) -> datetime:
 
 def no_default() -> None:
     """For `load_default` of a query parameter: absent is None, yet `null` cannot be sent."""
-
-
-def camel_case(name: str) -> str:
-    """`active_devices` → `activeDevices`."""
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
 
 
 class CamelSchema(Schema):
