@@ -48,7 +48,14 @@ def restore(db: Database, file: str) -> None:
     Tables that a migration made and nobody has filled are replaced by those of the dump.
     """
     with tempfile.TemporaryDirectory() as folder, open(f"{folder}/restore.sql", "w+b") as script:
-        _run("pg_restore", "--no-owner", "--no-privileges", "--file=-", str(Path(file).absolute()), output=script)
+        _run(
+            "pg_restore",
+            "--no-owner",
+            "--no-privileges",
+            "--file=-",
+            str(Path(file).absolute()),
+            output=script,
+        )
         _blank_newer_setting(script)
         with db.statement() as cur:
             migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
@@ -100,5 +107,7 @@ def _find(name: str) -> str:
     except ConfigError:
         found = shutil.which(name)
         if found is None:
-            raise DomainError(f"{name} is not installed; it comes with PostgreSQL's client programs.") from None
+            raise DomainError(
+                f"{name} is not installed; it comes with PostgreSQL's client programs."
+            ) from None
         return found

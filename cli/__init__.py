@@ -7,7 +7,10 @@ import click
 from flask import Flask
 
 COMMANDS: Final = {
-    "customer": ("cli.customer:customer", "Customers: add, list, change, upgrade, deactivate, explain, erase."),
+    "customer": (
+        "cli.customer:customer",
+        "Customers: add, list, change, upgrade, deactivate, explain, erase.",
+    ),
     "usage": ("cli.usage:usage", "Usage: what the instances report, against what was bought."),
     "report": ("cli.report:report", "The state of the business on one screen."),
     "license": ("cli.license:license_group", "Licenses: show, history, revoke, reinstate, verify."),

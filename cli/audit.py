@@ -31,7 +31,13 @@ def list_audit(customer_id: str | None, limit: int) -> Answer:
         Column("Change"),
     ]  # fmt: skip
     cells = [
-        (local_time(r["at"]), r["actor"], r["action"], r["customer_id"], ", ".join(changes(r)) or r["subject"])
+        (
+            local_time(r["at"]),
+            r["actor"],
+            r["action"],
+            r["customer_id"],
+            ", ".join(changes(r)) or r["subject"],
+        )
         for r in rows
     ]
     return Answer(rows, [Table(columns, cells)])

@@ -7,8 +7,8 @@ import time
 
 import click
 
-from app import extensions, migrations
 from app import backup as backups
+from app import extensions, migrations
 from app.errors import Unavailable
 from cli.output import Answer, Group, confirm, hint, local_time, yes_option
 
@@ -68,8 +68,8 @@ def _may_answer_soon(error: BaseException | None) -> bool:
 def _warn_of_superuser() -> None:
     if role := migrations.superuser(extensions.db):
         hint(
-            f"⚠️  DATABASE_URL: {role} is a superuser. What this command makes belongs to it, and another role "
-            "cannot use it. Give the service a role of its own, and run its commands as that role."
+            f"⚠️  DATABASE_URL: {role} is a superuser. What this command makes belongs to it, and another "
+            "role cannot use it. Give the service a role of its own, and run its commands as that role."
         )
 
 

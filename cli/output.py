@@ -318,7 +318,7 @@ def describe_who(customer: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many are done, so many more known of."""
+    """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
     if not sys.stderr.isatty():
         yield lambda done, ahead=0: None
         return
@@ -331,7 +331,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         def advance(done: int, ahead: int = 0) -> None:
             nonlocal total
             total += ahead
-            bars.update(task, advance=done, total=total)
+            bars.update(task, advance=done, total=total or None)
 
         yield advance
 

@@ -140,7 +140,9 @@ def select_customers_with_current(
     found: list[tuple[Row, Row | None]] = []
     for row in cur.fetchall():
         customer = dict(zip(LISTED, row, strict=False))
-        current = dict(zip(OF_SUBSCRIPTION, row[len(LISTED) :], strict=True), customer_id=customer["customer_id"])
+        current = dict(
+            zip(OF_SUBSCRIPTION, row[len(LISTED) :], strict=True), customer_id=customer["customer_id"]
+        )
         found.append((customer, current if current["id"] is not None else None))
     return found
 

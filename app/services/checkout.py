@@ -192,7 +192,11 @@ def open_portal(customer_id: str, return_url: str | None = None) -> str:
 def list_invoices(customer_id: str, limit: int = 50) -> list[dict[str, Any]]:
     """Stripe's invoices of this customer, newest first; nothing of them is stored."""
     customer = get_customer(customer_id)
-    found = find_stripe_customers(customer) if not customer["stripe_customer_id"] else [customer["stripe_customer_id"]]
+    found = (
+        find_stripe_customers(customer)
+        if not customer["stripe_customer_id"]
+        else [customer["stripe_customer_id"]]
+    )
     return [_invoice(invoice) for invoice in (stripe.list_invoices(found[0], limit) if found else [])]
 
 

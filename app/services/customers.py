@@ -184,7 +184,9 @@ def find_stripe_customers(customer: Row, also: Sequence[str] = ()) -> list[str]:
     that another customer here is linked to.
     """
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    named = [c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id]
+    named = [
+        c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id
+    ]
     found = [*([linked] if linked else []), *also, *named]
     with db.statement() as cur:
         others = customers.select_linked_to_others(cur, customer_id, found)

@@ -166,9 +166,7 @@ def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
         elif not at_period_end:
             _change(present, "cancel-now", lambda key: stripe.cancel(subscription_id, key))
         elif not ends_with_period(present):
-            _change(
-                present, "cancel-later", lambda key: stripe.cancel_at_period_end(subscription_id, key)
-            )
+            _change(present, "cancel-later", lambda key: stripe.cancel_at_period_end(subscription_id, key))
         synced = sync_customer(customer_id)
         return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now())
 
