@@ -20,6 +20,8 @@ class DomainError(Exception):
 
     code = 400
     headers: dict[str, str] = {}
+    stripe_code: str | None = None
+    """Of a refusal of Stripe's: its error code, https://docs.stripe.com/error-codes."""
 
     def __init__(self, message: str, *, errors: Any = None) -> None:
         super().__init__(message)
@@ -39,9 +41,16 @@ class Unauthorized(DomainError):
 
 
 class PaymentRefused(DomainError):
-    """Stripe refused the payment; nothing changed."""
+    """Stripe refused the payment, or there is no payment method; nothing changed.
+
+    `url`: where the customer can pay or authenticate, if Stripe gives an address.
+    """
 
     code = 402
+
+    def __init__(self, message: str, *, url: str | None = None) -> None:
+        super().__init__(message, errors={"payment": {"url": url}} if url else None)
+        self.url = url
 
 
 class Forbidden(DomainError):
@@ -58,6 +67,12 @@ class Conflict(DomainError):
     """The present state does not allow it; the message says what to do instead."""
 
     code = 409
+
+
+class Refused(Conflict):
+    """Stripe does not do this with the objects as they are; `missing`: it does not find the object named."""
+
+    missing = False
 
 
 class TooLarge(DomainError):
@@ -87,6 +102,10 @@ class StripeFailed(DomainError):
     """Stripe failed or did not answer; nothing was stored, the same call may be made again."""
 
     code = 502
+
+
+class NoAnswer(StripeFailed):
+    """Silence: Stripe may have acted or not; repeated with the same idempotency key, it acts once."""
 
 
 class Unavailable(DomainError):

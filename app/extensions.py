@@ -6,8 +6,9 @@ from flask import Flask, current_app
 from werkzeug.local import LocalProxy
 
 from app.config import ConfigError, Settings
-from app.db import Database
+from app.db import Database, Row
 from app.keyring import Keyring
+from app.queries.stripe import insert_account
 
 if TYPE_CHECKING:
     from app.stripe_gateway import StripeGateway
@@ -23,8 +24,14 @@ def _stripe() -> "StripeGateway":
     if "billing.stripe" not in extensions:
         from app.stripe_gateway import StripeGateway
 
-        extensions.setdefault("billing.stripe", StripeGateway(extensions["billing.settings"]))
+        gateway = StripeGateway(extensions["billing.settings"], _remember_account)
+        extensions.setdefault("billing.stripe", gateway)
     return cast("StripeGateway", extensions["billing.stripe"])
+
+
+def _remember_account(account_id: str, livemode: bool) -> Row:
+    with db.statement() as cur:
+        return insert_account(cur, account_id, livemode)
 
 
 stripe = cast("StripeGateway", LocalProxy(_stripe))

@@ -74,6 +74,15 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
         applied.append(pending[0].name)
 
 
+def superuser(db: Database) -> str | None:
+    """The role of DATABASE_URL if it is a superuser, which the service never needs."""
+    with db.statement() as cur:
+        found = cur.exactly_one(
+            "SELECT CURRENT_USER AS role, CURRENT_SETTING('is_superuser') = 'on' AS is_super"
+        )
+    return str(found["role"]) if found["is_super"] else None
+
+
 def _apply(cur: Cursor, migration: Migration) -> None:
     try:
         cur.execute(migration.script or "")

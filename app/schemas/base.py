@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
+from app.encoding import camel_case
+
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
@@ -83,7 +85,8 @@ class Url(Text):
     """An absolute http(s) address, as Stripe accepts them."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=2000, metadata={"format": "uri"}, **kwargs)
+        metadata = {"format": "uri"} | kwargs.pop("metadata", {})
+        super().__init__(max_length=2000, metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -139,12 +142,6 @@ def no_default() -> None:
     """For `load_default` of a query parameter: absent is None, yet `null` cannot be sent."""
 
 
-def camel_case(name: str) -> str:
-    """`active_devices` → `activeDevices`."""
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
-
-
 class CamelSchema(Schema):
     """Output: camelCase names over the snake_case members of a row.
 
@@ -153,7 +150,7 @@ class CamelSchema(Schema):
     """
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        field_obj.data_key = camel_case(field_name)
+        field_obj.data_key = field_obj.data_key or camel_case(field_name)
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
