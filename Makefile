@@ -31,8 +31,8 @@ format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## Measure the service beside what this machine could do at best (a short run: make bench ARGS=--quick)
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: $(VENV)/dev ## Measure the service, beside another checkout: make bench AGAINST=DIR (see docs/performance.md)
+	@$(BIN)/python -m tests.bench $(if $(AGAINST),--against "$(AGAINST)") $(ARGS)
 
 fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
 	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/test_fuzz.py $(ARGS)
@@ -47,7 +47,9 @@ clean: ## Remove the virtual environment and caches (data, keys and .env stay)
 
 $(VENV)/run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make run PYTHON=python3.12")'
+	@echo 'Making the virtual environment $(VENV)/ …'
 	@umask 022; $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing what requirements.txt names, which may take a minute …'
 	@umask 022; $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Environment and ``.env`` → settings. A wrong one ends the start with one line that names it."""
 
-import ipaddress
+import fcntl
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +15,8 @@ from psycopg2.extensions import parse_dsn
 from app.plans import PAID_PLANS
 
 ROOT = Path(__file__).resolve().parent.parent
+MIN_SECRET_LENGTH = 8
+KEEP_ALIVE_SECONDS = 15
 
 
 class ConfigError(SystemExit):
@@ -27,15 +29,18 @@ class Settings:
 
     database_url: str | None
     data_dir: Path
-    db_pool_size: int
+    embedded_postgres: bool
     port: int
     base_url: str
     admin_api_keys: tuple[str, ...]
     stripe_secret_key: str | None
     stripe_webhook_secrets: tuple[str, ...]
-    stripe_prices: Mapping[str, str]
+    stripe_prices: Mapping[tuple[str, str], str]
     stripe_api_base: str | None
-    stripe_max_concurrency: int
+    stripe_rate: int
+    stripe_tax: bool
+    overage: str
+    overage_discountable: bool
     license_private_key_path: Path
     license_public_key_path: Path
     license_private_key: str | None
@@ -50,22 +55,20 @@ class Settings:
     ratelimit_license: str
     ratelimit_address: str
     ratelimit_failed_login: str
-    cors_origins: tuple[str, ...]
-    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+    trusted_proxies: int
     log_level: str
     log_format: str
     web_concurrency: int
     web_threads: int
-    drain_seconds: int
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the process environment over ``.env`` (or just `environ`).
+    """Read the process environment over a running `make run` over ``.env`` (or just `environ`).
 
     Raises ConfigError naming the first setting that is malformed.
     """
     if environ is None:
-        environ = _dotenv() | dict(os.environ)
+        environ = environment()
     env = _Reader(environ)
     port = env.integer("PORT", 3100, 1, 65535)
     private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
@@ -75,17 +78,23 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         database_url=env.database_url("DATABASE_URL"),
         data_dir=env.path("DATA_DIR", ".data"),
-        db_pool_size=env.integer("DB_POOL_SIZE", 16, 1, 1000),
+        embedded_postgres=env.flag("EMBEDDED_POSTGRES", False),
         port=port,
         base_url=(env.url("BASE_URL") or f"http://localhost:{port}").rstrip("/"),
         admin_api_keys=env.secrets("ADMIN_API_KEY"),
         stripe_secret_key=env.text("STRIPE_SECRET_KEY"),
         stripe_webhook_secrets=env.secrets("STRIPE_WEBHOOK_SECRET"),
         stripe_prices={
-            plan: price for plan in PAID_PLANS if (price := env.text(f"STRIPE_PRICE_{plan.upper()}"))
+            (plan, interval): price
+            for plan in PAID_PLANS
+            for interval, suffix in (("month", ""), ("year", "_YEAR"))
+            if (price := env.text(f"STRIPE_PRICE_{plan.upper()}{suffix}"))
         },
         stripe_api_base=env.url("STRIPE_API_BASE"),
-        stripe_max_concurrency=env.integer("STRIPE_MAX_CONCURRENCY", 4, 1, 1000),
+        stripe_rate=env.integer("STRIPE_RATE", 50, 1, 10_000),
+        stripe_tax=env.flag("STRIPE_TAX", False),
+        overage=env.choice("OVERAGE", "off", ("off", "shadow", "on")),
+        overage_discountable=env.flag("OVERAGE_DISCOUNTABLE", False),
         license_private_key_path=private_key_path,
         license_public_key_path=public_key_path,
         license_private_key=env.text("LICENSE_PRIVATE_KEY"),
@@ -100,14 +109,34 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ratelimit_license=env.rate("RATELIMIT_LICENSE", "6000/minute"),
         ratelimit_address=env.rate("RATELIMIT_ADDRESS", "1200/minute"),
         ratelimit_failed_login=env.rate("RATELIMIT_FAILED_LOGIN", "300/minute"),
-        cors_origins=env.origins("CORS_ORIGINS"),
-        trusted_proxies=env.networks("TRUSTED_PROXIES"),
+        trusted_proxies=env.integer("TRUSTED_PROXIES", 0, 0, 10),
         log_level=env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
         log_format=env.choice("LOG_FORMAT", "json", ("json", "text")),
         web_concurrency=env.integer("WEB_CONCURRENCY", max(2, os.cpu_count() or 1), 1, 1000),
-        web_threads=env.integer("WEB_THREADS", 16, 1, 1000),
-        drain_seconds=env.integer("DRAIN_SECONDS", 2, 0, 600),
+        web_threads=env.integer("WEB_THREADS", 8, 1, 1000),
     )
+
+
+def environment() -> dict[str, str]:
+    """The process environment, over what a running `make run` uses, over ``.env``."""
+    file, process = _dotenv(), dict(os.environ)
+    return file | _run_local(run_file(file | process)) | process
+
+
+def run_file(environ: Mapping[str, str]) -> Path:
+    """Where `make run` writes its port, links and database; locked while it runs."""
+    return _Reader(environ).path("DATA_DIR", ".data") / "run.env"
+
+
+def _run_local(path: Path) -> dict[str, str]:
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return {k: v for k, v in dotenv_values(path).items() if v is not None}
+    except OSError:
+        pass
+    return {}  # none, or left behind by one that has ended
 
 
 def _dotenv() -> dict[str, str]:
@@ -156,6 +185,8 @@ class _Reader:
         keys = tuple(part.strip() for part in (self.text(name) or "").split(",") if part.strip())
         if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
             raise ConfigError(f"{name}: expected printable ASCII without spaces, comma-separated")
+        if any(len(key) < MIN_SECRET_LENGTH for key in keys):
+            raise ConfigError(f"{name}: each must have at least {MIN_SECRET_LENGTH} characters")
         return keys
 
     def path(self, name: str, default: str) -> Path:
@@ -185,22 +216,6 @@ class _Reader:
         if not is_count or period not in ("second", "minute", "hour", "day"):
             raise ConfigError(f"{name}: {text!r} is not like 600/minute")
         return text
-
-    def origins(self, name: str) -> tuple[str, ...]:
-        origins = tuple(p.strip().rstrip("/") for p in (self.text(name) or "").split(",") if p.strip())
-        if not all(_is_http_url(origin) and not urlsplit(origin).path for origin in origins):
-            raise ConfigError(f"{name}: expected origins like https://app.example.com, comma-separated")
-        return origins
-
-    def networks(self, name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-        try:
-            return tuple(
-                ipaddress.ip_network(part.strip())
-                for part in (self.text(name) or "").split(",")
-                if part.strip()
-            )
-        except ValueError as error:
-            raise ConfigError(f"{name}: expected addresses or networks; {error}") from None
 
 
 def _is_http_url(text: str) -> bool:

@@ -1,11 +1,11 @@
-"""The connection pool and `transaction()`: the only file that commits."""
+"""PostgreSQL: one connection per thread, statements, transactions, leases. The only file that commits."""
 
 import logging
-import queue
+import secrets
 import select
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,35 +14,31 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2 import errors as pg
 
+from app.context import actor, request_id
 from app.errors import Unavailable
-from app.observe import CONNECTIONS, POOL_TIMEOUTS
 
 Row = dict[str, Any]
-POOL_WAIT_SECONDS: Final = 5
-LOCK_WAIT_SECONDS: Final = 90
-ROW_WAIT_SECONDS: Final = 2
-"""For what instances wait for; as `report_usage` does."""
-BUSY: Final = "Another request or session is at work on the same. Try again shortly."
+LOCK_SECONDS: Final = 2
+"""How long a statement waits for a row that another session holds, before the caller gets 503."""
+LEASE_SECONDS: Final = 60
+BUSY: Final = "Another request or session is changing the same customer. Try again shortly."
 log = logging.getLogger(__name__)
 
-# Connection gone, server starting or stopping, disk full, a replica that cannot write: all pass.
-_PASSING: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
-_EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NEVER: Final = datetime(2999, 12, 31, tzinfo=UTC)
+# Connection lost, server starting or stopping, disk full, a read-only replica: a later try may succeed.
+_TRANSIENT_ERRORS: Final = (psycopg2.OperationalError, psycopg2.InterfaceError, pg.ReadOnlySqlTransaction)
 
 
-def _in_utc(text: Any, cur: psycopg2.extensions.cursor) -> datetime | None:
+def _utc(text: Any, cur: object) -> datetime | None:
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
-        return found if found.tzinfo is UTC else found.astimezone(UTC)
-    except ValueError:  # an operator's 'infinity', as a time that a license and a calendar can still hold
-        return _EVER if text.startswith("-") or text.endswith("BC") else _NEVER
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:  # an operator's 'infinity': a time that a license and a calendar can still represent
+        is_past = text.startswith("-") or text.endswith("BC")
+        return datetime(1970, 1, 1, tzinfo=UTC) if is_past else datetime(2999, 12, 31, tzinfo=UTC)
 
 
-# Whatever the time zone of the session is, which the server chooses; and three times as fast as psycopg2's.
-_UTC_TIMES: Final = psycopg2.extensions.new_type((1184,), "UTC", _in_utc)
+_TIMESTAMPTZ: Final = psycopg2.extensions.new_type((1184,), "UTC_TIMESTAMPTZ", _utc)
 
 
 class Cursor(psycopg2.extensions.cursor):
@@ -61,8 +57,8 @@ class Cursor(psycopg2.extensions.cursor):
             return None
         return {column[0]: value for column, value in zip(self.description or (), row, strict=False)}
 
-    def the(self, sql: str, params: Mapping[str, Any] | None = None) -> Row:
-        """The one row of a statement that always has one."""
+    def exactly_one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row:
+        """The row of a statement that always returns one."""
         row = self.one(sql, params)
         if row is None:
             raise LookupError("the statement returned no row")
@@ -70,182 +66,147 @@ class Cursor(psycopg2.extensions.cursor):
 
 
 class Database:
-    """A bounded pool for one process, opened on first use, safe to share between threads.
+    """One connection per thread, opened when first needed and checked each time it is used.
 
-    A thread holds one connection at most: what is nested uses the outer one, so that threads never wait
-    for each other's. Connections are in autocommit, so that a single statement is one round trip. Nothing
-    is set per session and nothing is prepared: behind PgBouncer in transaction pooling this works unchanged.
+    Connections are in autocommit, so that a single statement is one round trip. Nothing is set per session
+    and nothing is prepared: PgBouncer in transaction pooling works unchanged.
     """
 
-    def __init__(self, url: str, size: int) -> None:
-        self.url = url
-        self._permits: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(size):
-            self._permits.put(None)
-        self._idle: deque[psycopg2.extensions.connection] = deque()
+    def __init__(self, url: Callable[[], str]) -> None:
+        self._find_url = url
         self._local = threading.local()
-        self._guard = _Guard(self)
-        self.size = size
-        CONNECTIONS.labels("allowed").inc(size)
-        self._in_use = CONNECTIONS.labels("in_use")
+
+    @property
+    def url(self) -> str:
+        return self._find_url()
 
     @contextmanager
     def statement(self) -> Iterator[Cursor]:
-        """A cursor for single statements, each its own transaction; inside `transaction()` part of that.
-
-        Raises Unavailable (503) when the database is away.
-        """
-        with self._connection() as connection, connection.cursor(cursor_factory=Cursor) as cur:
+        """A cursor whose statements commit by themselves. Raises Unavailable (503) without a database."""
+        with self._errors_translated(), self._connection().cursor(cursor_factory=Cursor) as cur:
             yield cur
 
     @contextmanager
-    def transaction(self) -> Iterator[Cursor]:
-        """Commit on leaving, roll back on any exception; an inner one joins the outer.
+    def transaction(self, action: str | None = None) -> Iterator[Cursor]:
+        """Commit on leaving, roll back on any exception. A second one inside raises RuntimeError.
 
-        Raises Unavailable (503) when the database is away, also when it goes during the commit.
+        The audit trigger records the actor, and `action` instead of its own name for the change. Raises
+        Unavailable (503) without a database, also when it is lost during the commit.
         """
-        with self._connection() as connection:
-            if not connection.autocommit:
+        with self._errors_translated():
+            connection = self._connection()
+            connection.autocommit = False
+            try:
                 with connection.cursor(cursor_factory=Cursor) as cur:
+                    set_audit_context(cur, action)
                     yield cur
-                return
-            with _transaction(connection) as cur:
-                yield cur
-
-    def lock(self, cur: Cursor, name: str, seconds: float = LOCK_WAIT_SECONDS) -> None:
-        """Wait for `name`, and hold it until the transaction of `cur` ends; Unavailable after a while."""
-        self.wait_at_most(cur, seconds)
-        cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
-
-    def wait_at_most(self, cur: Cursor, seconds: float) -> None:
-        """For each row that somebody else holds, until the transaction of `cur` ends; then Unavailable."""
-        cur.execute("SET LOCAL lock_timeout = %(ms)s", {"ms": round(seconds * 1000)})
+                connection.commit()
+            finally:
+                if not connection.closed:
+                    connection.rollback()
+                    connection.autocommit = True
 
     @contextmanager
-    def separate_lock(self, name: str, seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
-        """Hold `name` on a connection of its own, so that what is stored inside commits by itself.
+    def lease(self, name: str, wait_seconds: float = 5) -> Iterator[None]:
+        """A lock that may be held while Stripe is called, as it keeps no transaction open.
 
-        That connection is beyond the pool's size: holders never starve the work that they wait for.
-        It stores nothing: should the server end it meanwhile, what was done inside is done all the same.
+        It is a row that ends by itself after a minute, should its holder be killed. Raises Unavailable when
+        another one still holds it after `wait_seconds`.
         """
-        with self._guard:
-            connection = self._connect()
+        token, deadline = secrets.token_hex(8), time.monotonic() + wait_seconds
+        while not self._take_lease(name, token):
+            if time.monotonic() > deadline:
+                raise Unavailable(BUSY)
+            time.sleep(0.05)
         try:
-            with self._guard, connection.cursor(cursor_factory=Cursor) as cur:
-                connection.autocommit = False
-                self.lock(cur, name, seconds)
             yield
         finally:
-            with suppress(psycopg2.Error):
-                connection.rollback()  # gives the lock back at once
-            connection.close()
+            with suppress(Unavailable), self.statement() as cur:
+                cur.execute(
+                    "DELETE FROM leases WHERE name = %(name)s AND token = %(token)s",
+                    {"name": name, "token": token},
+                )
+
+    def _take_lease(self, name: str, token: str) -> bool:
+        with self.statement() as cur:
+            return bool(
+                cur.one(
+                    """
+                    INSERT INTO leases AS held (name, token, ends_at)
+                    VALUES (%(name)s, %(token)s, CLOCK_TIMESTAMP() + %(seconds)s * INTERVAL '1 second')
+                        ON CONFLICT (name) DO UPDATE
+                       SET token = EXCLUDED.token, ends_at = EXCLUDED.ends_at
+                     WHERE held.ends_at < CLOCK_TIMESTAMP()
+                 RETURNING token
+                    """,
+                    {"name": name, "token": token, "seconds": LEASE_SECONDS},
+                )
+            )
 
     def close(self) -> None:
-        """Close what is idle; connections in use close when they come back."""
-        with suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        """Close this thread's connection; the next use opens another."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
 
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg2.extensions.connection]:
-        """The connection that this thread holds, else one from the pool."""
-        held = getattr(self._local, "connection", None)
-        if held is not None:
-            with self._guard:
-                yield held
-            return
-        try:
-            self._permits.get(timeout=POOL_WAIT_SECONDS)
-        except queue.Empty:
-            POOL_TIMEOUTS.inc()
-            raise Unavailable("All database connections are busy. Try again shortly.") from None
-        connection = None
-        try:
-            self._in_use.inc()
-            with self._guard:
-                connection = self._local.connection = self._take()
-                yield connection
-        except Unavailable:
-            if connection is not None:
-                connection.close()  # also when it still answers: it may lead to what is a replica now
-            raise
-        finally:
-            self._local.connection = None
-            if connection is not None:
-                self._give_back(connection)
-            self._permits.put(None)
-            self._in_use.dec()
-
-    def _take(self) -> psycopg2.extensions.connection:
-        """The idle one that was used last, else a new one."""
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # another thread took it
-                break
-            # A quiet connection has nothing to read; a readable one has been closed by the server.
-            if not connection.closed and not _is_readable(connection):
+    def _connection(self) -> psycopg2.extensions.connection:
+        connection: psycopg2.extensions.connection | None = getattr(self._local, "connection", None)
+        if connection is not None and not connection.closed:
+            if not connection.autocommit:
+                raise RuntimeError("a transaction is open in this thread: pass its cursor instead")
+            # An idle connection has nothing to read; a readable one was closed by the server.
+            if not _is_readable(connection):
                 return connection
             connection.close()
-        return self._connect()
-
-    def _connect(self) -> psycopg2.extensions.connection:
         connection = psycopg2.connect(
             self.url, connect_timeout=5, keepalives_idle=30, application_name="zemfyre-billing"
         )
         connection.autocommit = True
-        psycopg2.extensions.register_type(_UTC_TIMES, connection)
+        psycopg2.extensions.register_type(_TIMESTAMPTZ, connection)
+        self._local.connection = connection
         return connection
 
-    def _give_back(self, connection: psycopg2.extensions.connection) -> None:
-        """Back into the pool, unless it is broken or something was left open on it."""
-        status = psycopg2.extensions.TRANSACTION_STATUS_IDLE
-        if connection.closed or not connection.autocommit or connection.get_transaction_status() != status:
-            connection.close()
-            return
-        self._idle.append(connection)
-
-
-class _Guard:
-    """Turns 'the database is away' into Unavailable. A class: a generator takes 3 µs at each use."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, psycopg2.Error):
-            return
-        if isinstance(error, pg.UndefinedTable | pg.UndefinedFunction):
+    @contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (pg.UndefinedTable, pg.UndefinedFunction, pg.UndefinedColumn) as error:
             raise Unavailable("The database is not migrated yet. Run: flask db migrate") from error
-        if isinstance(error, pg.InsufficientPrivilege):
+        except pg.InsufficientPrivilege as error:
             log.error("DATABASE_URL: the role lacks a right: %s", error.diag.message_primary)
-            raise Unavailable("This service's role in the database lacks a right; see its log.") from error
-        if isinstance(error, pg.LockNotAvailable | pg.DeadlockDetected):
+            raise Unavailable("This service's database role lacks a right; see its log.") from error
+        except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
             raise Unavailable(BUSY) from error
-        # A server that dies in the middle of a result leaves libpq without a word, and no subclass.
-        if isinstance(error, _PASSING) or type(error) is psycopg2.DatabaseError:
+        except psycopg2.Error as error:
+            # A server that dies in the middle of a result leaves a DatabaseError of no subclass.
+            if not isinstance(error, _TRANSIENT_ERRORS) and type(error) is not psycopg2.DatabaseError:
+                raise
             log.warning("database not available: %s", str(error).partition("\n")[0])
-            self._database.close()  # the others are most likely dead as well
+            self.close()  # also one that still answers: it may lead to what is a replica by now
             raise Unavailable("The database is not available. Try again shortly.") from error
 
 
-@contextmanager
-def _transaction(connection: psycopg2.extensions.connection) -> Iterator[Cursor]:
-    connection.autocommit = False
-    try:
-        with connection.cursor(cursor_factory=Cursor) as cur:
-            yield cur
-        connection.commit()
-    except BaseException:
-        if not connection.closed:
-            connection.rollback()
-        raise
-    finally:
-        if not connection.closed:
-            connection.autocommit = True
+def set_audit_context(cur: Cursor, action: str | None = None) -> None:
+    """Name actor, request and action for the audit trigger, and bound waits for rows, in this transaction."""
+    cur.execute(
+        """
+        SELECT SET_CONFIG('billing.actor', %(actor)s, TRUE),
+               SET_CONFIG('billing.request_id', %(request_id)s, TRUE),
+               SET_CONFIG('billing.action', %(action)s, TRUE),
+               SET_CONFIG('lock_timeout', %(lock_timeout)s, TRUE)
+        """,
+        {
+            "actor": actor() or "", "request_id": request_id() or "", "action": action or "",
+            "lock_timeout": f"{LOCK_SECONDS}s",
+        },
+    )  # fmt: skip
+
+
+def lock(cur: Cursor, name: str, seconds: float) -> None:
+    """Hold the advisory lock `name` until the transaction ends. Raises Unavailable after `seconds`."""
+    cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{seconds}s"})
+    cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
+    cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{LOCK_SECONDS}s"})
 
 
 def _is_readable(connection: psycopg2.extensions.connection) -> bool:

@@ -31,6 +31,8 @@ class Entitlement:
     device_limit: int | None
     retention_days: int | None
     live_count: int
+    license_devices: int | None
+    """What the license allows: the device limit, or with overage the cap."""
 
     @property
     def period_end(self) -> datetime | None:
@@ -104,10 +106,11 @@ def license_expiry(
         return entitlement.subscription["trial_ends_at"] if running else now + grace
     if entitlement.status == "past_due":
         return now + grace
-    longest = now + timedelta(days=validity_days)
-    period_end = entitlement.subscription["current_period_ends_at"]
-    # Never in the past: while Stripe's word is 'active', a period end long gone is news not yet heard.
-    return min(longest, max(period_end + grace, now + FLOOR)) if period_end else longest
+    ends: list[datetime | None] = [
+        entitlement.subscription[name] for name in ("current_period_ends_at", "cancel_at")
+    ]
+    earliest = min([now + timedelta(days=validity_days), *(end + grace for end in ends if end)])
+    return max(earliest, now + FLOOR)  # an end long gone is a renewal that we have not heard of yet
 
 
 def _granted(
@@ -121,6 +124,8 @@ def _granted(
 ) -> Entitlement:
     plan = PLANS[subscription["plan"]]
     own = customer if plan.name == "enterprise" else {"max_devices": None, "retention_days": None}
+    device_limit = plan.max_devices if own["max_devices"] is None else own["max_devices"]
+    cap = None if trial_mode or device_limit is None else customer["overage_cap"]
     return Entitlement(
         plan=plan,
         subscription=subscription,
@@ -128,9 +133,10 @@ def _granted(
         reason=reason,
         trial_mode=trial_mode,
         trial_ends_at=subscription["trial_ends_at"] if trial_mode else None,
-        device_limit=plan.max_devices if own["max_devices"] is None else own["max_devices"],
+        device_limit=device_limit,
         retention_days=plan.retention_days if own["retention_days"] is None else own["retention_days"],
         live_count=live_count,
+        license_devices=device_limit if cap is None else max(cap, device_limit or 0),
     )
 
 
@@ -147,6 +153,7 @@ def _nothing(
         device_limit=TRIAL.max_devices,
         retention_days=TRIAL.retention_days,
         live_count=live_count,
+        license_devices=TRIAL.max_devices,
     )
 
 
@@ -181,6 +188,7 @@ def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime
 def _described(subscription: Row, granted: Entitlement) -> dict[str, Any]:
     return {
         **subscription,
+        "interval": subscription["billing_interval"],
         "status": granted.status,
         "cancel_at_period_end": ends_with_period(subscription),
         "device_limit": granted.device_limit,

@@ -20,6 +20,8 @@ class DomainError(Exception):
 
     code = 400
     headers: dict[str, str] = {}
+    stripe_code: str | None = None
+    """Of a refusal of Stripe's: its error code, https://docs.stripe.com/error-codes."""
 
     def __init__(self, message: str, *, errors: Any = None) -> None:
         super().__init__(message)
@@ -39,9 +41,16 @@ class Unauthorized(DomainError):
 
 
 class PaymentRefused(DomainError):
-    """The card was declined; nothing changed."""
+    """Stripe refused the payment, or there is no payment method; nothing changed.
+
+    `url`: where the customer can pay or authenticate, if Stripe gives an address.
+    """
 
     code = 402
+
+    def __init__(self, message: str, *, url: str | None = None) -> None:
+        super().__init__(message, errors={"payment": {"url": url}} if url else None)
+        self.url = url
 
 
 class Forbidden(DomainError):
@@ -60,12 +69,19 @@ class Conflict(DomainError):
     code = 409
 
 
+class Refused(Conflict):
+    """Stripe does not do this with the objects as they are; `missing`: it does not find the object named."""
+
+    missing = False
+
+
 class TooLarge(DomainError):
     code = 413
 
 
 class UnsupportedMediaType(DomainError):
     code = 415
+    headers = {"Accept-Encoding": "gzip, deflate"}
 
 
 class Invalid(DomainError):
@@ -88,6 +104,10 @@ class StripeFailed(DomainError):
     code = 502
 
 
+class NoAnswer(StripeFailed):
+    """Silence: Stripe may have acted or not; repeated with the same idempotency key, it acts once."""
+
+
 class Unavailable(DomainError):
     """Not now: the database is away, Stripe is not configured, or too many wait for it."""
 
@@ -108,9 +128,7 @@ def invalid_field(field: str, message: str) -> Invalid:
 def register_error_handlers(app: Flask) -> None:
     """Give every failure of any route the shape that the contract promises."""
 
-    @app.errorhandler(DomainError)
-    def domain_error(error: DomainError) -> Response:
-        return refusal(error)
+    app.register_error_handler(DomainError, refusal)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

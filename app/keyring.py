@@ -1,4 +1,4 @@
-"""Where the license keys are: the signing key from file, environment or command, public ones on record."""
+"""Where the license keys are: the signing key from command, environment or file; public keys on record."""
 
 import base64
 import binascii
@@ -16,33 +16,27 @@ from pathlib import Path
 from typing import Final
 
 from app.config import ConfigError, Settings
-from app.licenses import (
-    InvalidKey,
-    PublicKey,
-    SigningKey,
-    generate_private_key,
-    parse_private_key,
-    parse_public_key,
-)
+from app.licenses import InvalidKey, PublicKey, SigningKey, parse_private_key, parse_public_key
 
 COMMAND_SECONDS: Final = 15
-RELOAD_SECONDS: Final = 2
-RETRY_SECONDS: Final = 5
-EXCHANGE_SECONDS: Final = 0.5
+CHECK_SECONDS: Final = 2
+"""How often the key files are looked at, and a key that could not be loaded is tried again."""
 PUBLIC_KEY_SECONDS: Final = 60
+PUBLISHED_SECONDS: Final = 330
+"""How long a new key is published before it signs: the JWK Set's max-age, and half a minute."""
 log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """One per process. Follows the key file, so that a rotation needs no restart."""
+    """One per process. Follows the key files, so that a rotation needs no restart."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._signing: SigningKey | None = None
-        self._failure: tuple[float, ConfigError] | None = None
-        self._file_stamp: tuple[int, int] | None = None
-        self._looked_at = 0.0
+        self._failure: ConfigError | None = None
+        self._loaded_from: object = None
+        self._checked_at = float("-inf")
         self._public: dict[str, tuple[PublicKey, float]] = {}
 
     def signing_key(self) -> SigningKey:
@@ -51,14 +45,23 @@ class Keyring:
         Raises ConfigError, one plain line, when there is none or it cannot be used.
         """
         with self._lock:
+            if time.monotonic() - self._checked_at > CHECK_SECONDS:
+                self._load_if_changed()
+                self._checked_at = time.monotonic()
             if self._signing is None:
-                self._file_stamp = self._stamp()
-                self._signing = self._load()
-                self._looked_at = time.monotonic()
-            elif time.monotonic() - self._looked_at > RELOAD_SECONDS:
-                self._looked_at = time.monotonic()
-                self._follow_file()
+                raise self._failure or ConfigError("no signing key")
             return self._signing
+
+    def _load_if_changed(self) -> None:
+        source = _source(self._settings)
+        if self._signing is not None and source == self._loaded_from:
+            return
+        try:
+            self._signing, self._failure, self._loaded_from = load_signing_key(self._settings), None, source
+        except ConfigError as error:
+            self._failure = error
+            if self._signing is not None:
+                log.error("the changed key file cannot be used, the old key goes on signing: %s", error)
 
     def public_key(self, kid: str, look_up: Callable[[str], PublicKey | None]) -> PublicKey | None:
         """The key with this id; `look_up` asks the record for one not seen in the last minute."""
@@ -74,107 +77,105 @@ class Keyring:
         self._public[kid] = (kept, time.monotonic())
         return kept
 
-    def _load(self) -> SigningKey:
-        """The first load; after a failed one, whoever asks within seconds is told the same at once."""
-        if self._failure and time.monotonic() - self._failure[0] < RETRY_SECONDS:
-            raise self._failure[1]
-        try:
-            return load_signing_key(self._settings)
-        except ConfigError as error:
-            self._failure = time.monotonic(), error
-            raise
 
-    def _stamp(self) -> tuple[int, int] | None:
-        if self._settings.license_private_key_command or self._settings.license_private_key:
-            return None
-        try:
-            info = self._settings.license_private_key_path.stat()
-        except OSError:
-            return None
-        return info.st_mtime_ns, info.st_ino
-
-    def _follow_file(self) -> None:
-        stamp = self._stamp()
-        if stamp is None or stamp == self._file_stamp:
-            return
-        try:
-            self._signing = load_signing_key(self._settings, check_public=False)
-            self._file_stamp = stamp
-        except ConfigError as error:
-            log.error("the changed key file cannot be used, signing goes on with the old key: %s", error)
-
-
-def load_signing_key(settings: Settings, *, check_public: bool = True) -> SigningKey:
+def load_signing_key(settings: Settings) -> SigningKey:
     """Command over environment over file. Raises ConfigError with one line that names the setting."""
-    key = _private_key(settings)
-    if not check_public or key_is_elsewhere(settings) or _public_file_matches(settings, key):
+    if settings.license_private_key_command:
+        name = "LICENSE_PRIVATE_KEY_COMMAND"
+        return _parse(name, _decode(name, _run(name, settings.license_private_key_command)))
+    if settings.license_private_key:
+        return _parse("LICENSE_PRIVATE_KEY", _decode("LICENSE_PRIVATE_KEY", settings.license_private_key))
+    newest = newest_key(settings)
+    previous = previous_key_path(settings)
+    if not _waits_for_caches(settings):
+        return newest
+    return _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(previous))
+
+
+def newest_key(settings: Settings) -> SigningKey:
+    """The key of LICENSE_PRIVATE_KEY_PATH, which may have to wait until it signs. Raises ConfigError."""
+    private, public = settings.license_private_key_path, settings.license_public_key_path
+    key = _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(private))
+    try:
+        kid = parse_public_key(public.read_bytes()).kid
+    except FileNotFoundError:
         return key
-    # A rotation exchanges two files, one after the other: look once more.
-    time.sleep(EXCHANGE_SECONDS)
-    key = _private_key(settings)
-    if not _public_file_matches(settings, key):
-        private, public = settings.license_private_key_path, settings.license_public_key_path
+    except (OSError, InvalidKey) as error:
+        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {public}: {error}") from None
+    if kid != key.public.kid:
         raise ConfigError(
             f"LICENSE_PUBLIC_KEY_PATH: {public} does not belong to the private key {private}; "
-            f"to write it anew: openssl rsa -in {private} -pubout -out {public}"
+            f"to write it again: openssl rsa -in {private} -pubout -out {public}"
         )
     return key
 
 
-def _private_key(settings: Settings) -> SigningKey:
-    source, pem = _read_private_key(settings)
+def key_is_elsewhere(settings: Settings) -> str | None:
+    """The setting that outranks the key file, if one does."""
+    if settings.license_private_key_command:
+        return "LICENSE_PRIVATE_KEY_COMMAND"
+    return "LICENSE_PRIVATE_KEY" if settings.license_private_key else None
+
+
+def previous_key_path(settings: Settings) -> Path:
+    """The key before the last rotation, which signs until caches have the new one."""
+    path = settings.license_private_key_path
+    return path.with_name(f"{path.name}.previous")
+
+
+def write_key_files(settings: Settings, pem: bytes, *, keep_previous: bool = False) -> SigningKey:
+    """Write a key pair to the configured paths, each file by an atomic rename, private ones with mode 0600.
+
+    With `keep_previous` the key that is there goes on signing until the new one was published long enough.
+    """
+    key, path = _parse("new key", pem), settings.license_private_key_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if keep_previous:
+        _write(previous_key_path(settings), path.read_bytes(), 0o600)
+    else:
+        previous_key_path(settings).unlink(missing_ok=True)
+    _write(path, pem, 0o600)
+    settings.license_public_key_path.parent.mkdir(parents=True, exist_ok=True)
+    _write(settings.license_public_key_path, key.public.pem.encode(), 0o644)
+    return key
+
+
+def _source(settings: Settings) -> object:
+    """What the signing key was loaded from: it changes when the key has to be loaded again."""
+    if key_is_elsewhere(settings):
+        return "settings"
+    with suppress(OSError):
+        info = settings.license_private_key_path.stat()
+        return info.st_mtime_ns, info.st_ino, _waits_for_caches(settings)
+    return None
+
+
+def _waits_for_caches(settings: Settings) -> bool:
+    """Whether the newest key is published, but caches of the JWK Set may not have it yet."""
+    if not previous_key_path(settings).exists():
+        return False
+    age = time.time() - settings.license_private_key_path.stat().st_mtime
+    return 0 <= age < PUBLISHED_SECONDS
+
+
+def _parse(source: str, pem: bytes) -> SigningKey:
     try:
         return parse_private_key(pem)
     except InvalidKey as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _public_file_matches(settings: Settings, key: SigningKey) -> bool:
-    """Also when there is none: what the private key says is enough."""
-    try:
-        return parse_public_key(settings.license_public_key_path.read_bytes()).kid == key.public.kid
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        path = settings.license_public_key_path
-        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {path}: {error.strerror}") from None
-    except InvalidKey as error:
-        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {error}") from None
-
-
-def write_key_files(settings: Settings, pem: bytes | None = None) -> SigningKey:
-    """Write a fresh pair (or `pem`) to the configured paths, each by an atomic rename, mode 0600."""
-    pem = pem or generate_private_key()
-    key = parse_private_key(pem)
-    _write(settings.license_private_key_path, pem, 0o600)
-    _write(settings.license_public_key_path, key.public.pem.encode(), 0o644)
-    return key
-
-
-def key_is_elsewhere(settings: Settings) -> str | None:
-    """The setting that outranks the key file, if one does: then files of ours would not be used."""
-    if settings.license_private_key_command:
-        return "LICENSE_PRIVATE_KEY_COMMAND"
-    return "LICENSE_PRIVATE_KEY" if settings.license_private_key else None
-
-
-def _read_private_key(settings: Settings) -> tuple[str, bytes]:
-    if settings.license_private_key_command:
-        name = "LICENSE_PRIVATE_KEY_COMMAND"
-        return name, _decoded(name, _run(name, settings.license_private_key_command))
-    if settings.license_private_key:
-        return "LICENSE_PRIVATE_KEY", _decoded("LICENSE_PRIVATE_KEY", settings.license_private_key)
-    path = settings.license_private_key_path
+def _read_private(path: Path) -> bytes:
     try:
         if path.stat().st_mode & stat.S_IRWXO:
             raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path} is open to everyone; run: chmod 600 {path}")
-        return "LICENSE_PRIVATE_KEY_PATH", path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         hint = "; run: flask keys generate" if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path}: {error.strerror}{hint}") from None
 
 
-def _decoded(name: str, text: str) -> bytes:
+def _decode(name: str, text: str) -> bytes:
     """PEM as it is, on one line with ``\\n`` for line ends, or in base64."""
     text = text.strip().strip('"').replace("\\n", "\n")
     if text.startswith("-----BEGIN"):
@@ -197,29 +198,20 @@ def _run(name: str, command: str) -> str:
         try:
             out, err = process.communicate(timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
-            # Its own children too: they hold the pipes, and would be waited for.
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # its children hold the pipes too
             raise ConfigError(f"{name}: no answer within {COMMAND_SECONDS} s") from None
     if process.returncode != 0:
-        said = err.strip().splitlines()
-        raise ConfigError(f"{name}: exit code {process.returncode}: {said[-1] if said else 'no message'}")
+        lines = err.strip().splitlines() or ["no message"]
+        raise ConfigError(f"{name}: exit code {process.returncode}: {lines[-1]}")
     return out
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Put a file in its place at once. It keeps the owner and the group's access of the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        with suppress(FileNotFoundError):
-            before = path.stat()
-            mode |= before.st_mode & (stat.S_IRGRP | stat.S_IRUSR | stat.S_IWUSR)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, before.st_uid, before.st_gid)
-        os.fchmod(descriptor, mode)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(content)
         file.flush()
-        os.fsync(descriptor)
+        os.fsync(file.fileno())
     new.replace(path)

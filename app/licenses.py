@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -151,13 +152,15 @@ def license_claims(
     features = {
         name: UNLIMITED_IN_LICENSE if value is None else value
         for name, value in entitlement.plan.features(
-            entitlement.device_limit, entitlement.retention_days
+            entitlement.license_devices, entitlement.retention_days
         ).items()
     }
     trial: dict[str, Any] = {"isTrialMode": entitlement.trial_mode}
     if entitlement.trial_ends_at is not None:
         trial["expiresAt"] = rfc3339(entitlement.trial_ends_at)
-    subscription: dict[str, Any] = {"status": entitlement.status}
+    # Deployed instances take `canceled` for an order to refuse the whole license; trial mode was promised.
+    status = "expired" if entitlement.status == "canceled" else entitlement.status
+    subscription: dict[str, Any] = {"status": status}
     if entitlement.subscription and entitlement.subscription["current_period_ends_at"]:
         period_end = entitlement.subscription["current_period_ends_at"]
         subscription["currentPeriodEndsAt"] = rfc3339(period_end)
@@ -215,6 +218,7 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
         or claims["iss"] != issuer
         or not _CUSTOMER_ID.fullmatch(claims["sub"])
         or not _UUID.fullmatch(claims["jti"])
+        or not _has_begun(claims)
     ):
         raise InvalidToken("MALFORMED")
     return Token(
@@ -225,6 +229,12 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
         expires_at=datetime.fromtimestamp(claims["exp"], UTC),
         claims=claims,
     )
+
+
+def _has_begun(claims: Mapping[str, Any]) -> bool:
+    """RFC 7519 section 4.1.5: `nbf`, where there is one, is a number that has been reached."""
+    begins = claims.get("nbf", 0)
+    return type(begins) in (int, float) and begins <= time.time()
 
 
 def _thumbprint(numbers: rsa.RSAPublicNumbers) -> str:

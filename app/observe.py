@@ -1,19 +1,16 @@
-"""What the service tells of itself: one log line per request, and Prometheus metrics."""
+"""Logs and metrics: one line per request, Prometheus counters, nothing secret in either."""
 
 import logging
 import logging.config
 import re
 import secrets
-import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
 
 from flask import Flask, Response, g, request
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from app.encoding import json_text
 
@@ -38,14 +35,6 @@ WEBHOOK_LAG: Final = Histogram(
 )
 REPORTS: Final = Counter("billing_usage_reports_total", "Usage reports received", ["outcome"])
 LICENSES: Final = Counter("billing_licenses_issued_total", "Licenses issued", ["plan"])
-CONNECTIONS: Final = Gauge(
-    "billing_db_connections",
-    "Database connections of all workers: in_use, and allowed",
-    ["state"],
-    multiprocess_mode="livesum",
-)
-POOL_TIMEOUTS: Final = Counter("billing_db_pool_timeouts_total", "Requests that got no database connection")
-
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 # What must not be in a log whatever happens; a third party's message may quote it. Each begins where a word
@@ -55,11 +44,7 @@ _SECRETS: Final = re.compile(
             | (?<![\w-])(?=[\w-]+\.[\w-]+\.)[\w-]*eyJ[\w-]+\.[\w-]+\.[\w-]*
             | (?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+ | -----BEGIN\ [A-Z\ ]*PRIVATE\ KEY[^"']* """
 )
-_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
-    "message",
-    "asctime",
-    "taskName",
-}
+_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 access_log = logging.getLogger("app.access")
 
 
@@ -67,40 +52,27 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line; whatever was given as `extra` becomes a member."""
 
     def format(self, record: logging.LogRecord) -> str:
-        more = _extra(record)
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
         if record.exc_info:
-            more["exception"] = self.formatException(record.exc_info)
-        return redacted(
-            self.compose(record.created, record.levelname.lower(), record.name, record.getMessage(), more)
-        )
-
-    @staticmethod
-    def compose(at: float, level: str, logger: str, message: str, more: Mapping[str, Any]) -> str:
-        told = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-        return json_text({"time": told, "level": level, "logger": logger, "message": message, **more})
+            line["exception"] = self.formatException(record.exc_info)
+        return redacted(json_text(line))
 
 
 class TextFormatter(logging.Formatter):
     """For a terminal: time, level, message, then what was given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self.compose(
-            record.created, record.levelname.lower(), record.name, record.getMessage(), _extra(record)
-        )
+        at = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        text = f"{at} {record.levelname.lower():7} {record.getMessage()} {extra}".rstrip()
+        text = text.replace("\r", "\\r").replace("\n", "\\n")
         return redacted(f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text)
-
-    @staticmethod
-    def compose(at: float, level: str, _: str, message: str, more: Mapping[str, Any]) -> str:
-        told = datetime.fromtimestamp(at).strftime("%H:%M:%S")
-        extra = " ".join(f"{name}={value}" for name, value in more.items())
-        text = f"{told} {level:7} {message} {extra}".rstrip()
-        return text.replace("\r", "\\r").replace("\n", "\\n")
-
-
-FORMATTERS: Final[dict[str, type[JsonFormatter | TextFormatter]]] = {
-    "json": JsonFormatter,
-    "text": TextFormatter,
-}
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
@@ -121,7 +93,7 @@ def logging_config(level: str, style: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"()": FORMATTERS[style]}},
+        "formatters": {"line": {"()": JsonFormatter if style == "json" else TextFormatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {
@@ -133,9 +105,8 @@ def logging_config(level: str, style: str) -> dict[str, Any]:
     }
 
 
-def observe(app: Flask, style: str) -> None:
+def observe(app: Flask) -> None:
     """Give every request an id, a line in the log and a place in the metrics."""
-    compose = FORMATTERS[style].compose
 
     @app.before_request
     def start() -> None:
@@ -145,24 +116,20 @@ def observe(app: Flask, style: str) -> None:
 
     @app.after_request
     def finish(response: Response) -> Response:
-        request_id, rule, status = g.request_id, request.url_rule, response.status_code
-        response.headers.add("X-Request-ID", request_id)
+        response.headers["X-Request-ID"] = g.request_id
         seconds = time.perf_counter() - g.started
-        route = rule.rule if rule else "none"
+        route = request.url_rule.rule if request.url_rule else "none"
         method = request.method if request.method in _METHODS else "other"
-        requests, took = _series(method, route, status)
-        requests.inc()
-        took.observe(seconds)
-        if access_log.isEnabledFor(logging.INFO):
-            about = {
-                "request_id": request_id,
-                "method": method,
-                "route": route,
-                "status": status,
-                "ms": round(seconds * 1000, 2),
-                "who": g.get("actor", "nobody"),
-            }
-            _write(compose(time.time(), "info", access_log.name, "request", about))
+        counted, timed = _series(method, route, response.status_code)
+        counted.inc()
+        timed.observe(seconds)
+        access_log.info(
+            "request",
+            extra={
+                "request_id": g.request_id, "method": method, "route": route, "status": response.status_code,
+                "ms": round(seconds * 1000, 2), "who": g.get("actor", "nobody"),
+            },
+        )  # fmt: skip
         return response
 
 
@@ -170,9 +137,3 @@ def observe(app: Flask, style: str) -> None:
 def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     """Where such requests are counted, and timed; looking these up takes longer than counting."""
     return REQUESTS.labels(method, route, status), SECONDS.labels(route)
-
-
-def _write(line: str) -> None:
-    """Past `logging`, which takes four times as long; as there, what cannot be written is lost."""
-    with suppress(OSError, ValueError, AttributeError):  # full, closed, or None from the start
-        sys.stderr.write(f"{redacted(line)}\n")

@@ -1,8 +1,6 @@
-"""The plan table as data: what each plan costs and grants.
+"""The plan table as data: what each plan costs and grants. Licenses follow a change when next asked for."""
 
-A change comes with a migration that sets `recheck` of every current license, whose word is taken till then.
-"""
-
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +10,15 @@ UNLIMITED_IN_LICENSE: Final = 999_999
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One column of the table; ``None`` is unlimited (for the price: not for sale online)."""
+    """One column of the table; ``None`` is unlimited (for a price: there is none).
+
+    `overage_cents`: per extra device and month of 30 device-days, hence divisible by 30.
+    """
 
     name: str
     rank: int
     monthly_cents: int | None
+    overage_cents: int | None
     max_devices: int | None
     retention_days: int | None
     has_advanced_alerts: bool
@@ -46,10 +48,14 @@ class Plan:
         }
 
 
-TRIAL: Final = Plan("trial", 0, None, 5, 30, False, False, 5, 25, 10, None)
-STARTER: Final = Plan("starter", 1, 2900, 10, 30, False, False, 5, 25, 10, "email")
-PROFESSIONAL: Final = Plan("professional", 2, 9900, 50, 365, True, False, 10, 100, 20, "priority")
-ENTERPRISE: Final = Plan("enterprise", 3, None, None, None, True, True, None, None, None, "24/7 phone")
+TRIAL: Final = Plan("trial", 0, None, None, 5, 30, False, False, 5, 25, 10, None)
+STARTER: Final = Plan("starter", 1, 2900, 300, 10, 30, False, False, 5, 25, 10, "email")
+PROFESSIONAL: Final = Plan("professional", 2, 9900, 270, 50, 365, True, False, 10, 100, 20, "priority")
+ENTERPRISE: Final = Plan("enterprise", 3, None, None, None, None, True, True, None, None, None, "24/7 phone")
 
 PLANS: Final = {plan.name: plan for plan in (TRIAL, STARTER, PROFESSIONAL, ENTERPRISE)}
 PAID_PLANS: Final = ("starter", "professional", "enterprise")
+INTERVALS: Final = ("month", "year")
+
+PLAN_TABLE: Final = hashlib.sha256(repr(PLANS).encode()).hexdigest()[:16]
+"""Identifies the table in the licenses that were derived from it."""

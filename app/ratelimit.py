@@ -86,12 +86,12 @@ def _storage(uri: str) -> Storage:
 
 
 def limit_rates(app: Flask, settings: Settings) -> None:
-    """Count from now on, unless RATELIMIT_ENABLED is off; tell the count in each answer's headers."""
+    """Count, unless RATELIMIT_ENABLED is off, and state the count in each answer's headers."""
     if not settings.ratelimit_enabled:
         return
     app.extensions["ratelimiter"] = RateLimiter(settings)
 
     @app.after_request
-    def tell(response: Response) -> Response:
+    def add_headers(response: Response) -> Response:
         response.headers.update(g.get("ratelimit", {}))
         return response

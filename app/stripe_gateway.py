@@ -1,4 +1,4 @@
-"""All of Stripe behind plain functions and dicts: the only module that imports `stripe`.
+"""All calls to Stripe, as plain dicts: the only module that imports `stripe`. Only extensions imports it.
 
 Shapes and parameters: https://docs.stripe.com/api at the SDK's pinned version.
 """
@@ -10,72 +10,125 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import stripe
+from flask import has_request_context
 
 from app.config import Settings
 from app.errors import (
     BadRequest,
+    Conflict,
     DomainError,
+    NoAnswer,
     PaymentRefused,
+    Refused,
     StripeFailed,
     Unavailable,
     invalid_field,
 )
-from app.observe import STRIPE_SECONDS
-from app.plans import PAID_PLANS, PLANS
+from app.observe import STRIPE_SECONDS, redacted
+from app.stripe_objects import LOOKUP_KEYS, WEBHOOK_EVENTS, read_event
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 20
 RETRIES: Final = 2
+PLACES: Final = 2
 QUEUE_SECONDS: Final = 5
 WEBHOOK_TOLERANCE_SECONDS: Final = 300
 PAGE: Final = 100
-LOOKUP_KEYS: Final = {plan: f"zemfyre_{plan}" for plan in PAID_PLANS}
-WEBHOOK_EVENTS: Final = (
-    "checkout.session.completed",
-    "checkout.session.async_payment_succeeded",
-    "checkout.session.async_payment_failed",
-    "customer.subscription.created",
-    "customer.subscription.updated",
-    "customer.subscription.deleted",
-    "customer.subscription.paused",
-    "customer.subscription.resumed",
-    "invoice.paid",
-    "invoice.payment_failed",
-    "customer.deleted",
-)
+EXPANDED: Final = ["latest_invoice", "schedule"]
 # Stripe's parameters that repeat a field of our callers → the field.
 _FIELDS: Final = {
-    "discounts": "promoCode",
-    "email": "email",
-    "success_url": "successUrl",
-    "cancel_url": "cancelUrl",
+    "discounts": "promoCode", "email": "email", "success_url": "successUrl", "cancel_url": "cancelUrl",
     "return_url": "returnUrl",
-}
-_IDENTIFIER: Final = re.compile(r"[\x21-\x7e]{1,255}")
+}  # fmt: skip
+_PATH: Final = re.compile(
+    r".*/v1/(?P<noun>(?:(?:checkout|billing_portal)/)?\w+)"
+    r"(?P<id>/(?!search\b|create_preview\b)[^/?]+)?(?P<verb>/\w+)?"
+)
+# https://docs.stripe.com/error-codes: another request is at work with the same object or key.
+_BUSY_CODES: Final = ("lock_timeout", "idempotency_key_in_use", "rate_limit")
+
+
+class HttpClient(stripe.RequestsClient):
+    """The SDK's HTTP client with our bulkhead, rate, metrics, log and errors.
+
+    Any SDK call raises: Unavailable, PaymentRefused, Refused, Invalid, StripeFailed, NoAnswer.
+    """
+
+    def __init__(self, slot: Callable[[], Any], calls_per_second: int) -> None:
+        super().__init__(timeout=(CONNECT_SECONDS, READ_SECONDS))
+        self._slot = slot
+        self._seconds_apart = 1 / calls_per_second
+        self._next_call = 0.0
+        self._turn = threading.Lock()
+
+    def request_with_retries(self, *args: Any, **kwargs: Any) -> Any:
+        with self._slot():
+            try:
+                answer = super().request_with_retries(*args, **kwargs)
+            except stripe.APIConnectionError as error:
+                raise NoAnswer("Stripe did not answer. Try again.") from error
+        _raise_for(*answer)
+        return answer
+
+    def request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        """One attempt."""
+        if not has_request_context():
+            self._wait_for_turn()
+        started, status, stripe_request = time.monotonic(), "none", None
+        try:
+            answer = super().request(method, url, *args, **kwargs)
+            status, stripe_request = str(answer[1]), answer[2].get("Request-Id")
+            return answer
+        finally:
+            seconds, call = time.monotonic() - started, _call_name(method, url)
+            STRIPE_SECONDS.labels(call, status).observe(seconds)
+            log.log(
+                logging.INFO if status.startswith("2") else logging.WARNING,
+                "stripe call",
+                extra={
+                    "call": call, "status": status, "ms": round(seconds * 1000, 1),
+                    "stripe_request": stripe_request,
+                },
+            )  # fmt: skip
+
+    def _wait_for_turn(self) -> None:
+        """Keep the console's threads together below STRIPE_RATE."""
+        with self._turn:
+            at = max(self._next_call, time.monotonic())
+            self._next_call = at + self._seconds_apart
+        time.sleep(max(0.0, at - time.monotonic()))
 
 
 class StripeGateway:
-    """Calls to Stripe with timeouts, retries, a bulkhead, and our own errors.
+    """Calls to Stripe with a bulkhead, and a check that the key belongs to this database's account.
 
-    Raises Unavailable (not configured, too many waiting, rate limited), StripeFailed (no usable
-    answer; Refused), PaymentRefused or Invalid. NoAnswer leaves open whether Stripe acted: every
-    POST carries an idempotency key, so the same call may simply be made again. Any other answer,
-    a refusal too, Stripe would repeat for that key for 24 hours.
+    Every POST carries an idempotency key: after NoAnswer the same call may be made again. Any other answer,
+    a refusal too, Stripe repeats for that key for 24 hours.
+    `remember_account(id, livemode)` stores the account at first contact and returns the stored row.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, remember_account: Callable[[str, bool], Mapping[str, Any]]
+    ) -> None:
         self._settings = settings
-        self._running = threading.Semaphore(settings.stripe_max_concurrency)
-        self._entered = threading.Semaphore(2 * settings.stripe_max_concurrency)
+        self._remember_account = remember_account
+        self._account_is_checked = False
+        self._running = threading.Semaphore(PLACES)
+        self._entered = threading.Semaphore(2 * PLACES)
         self._inside = threading.local()
-        self._client: stripe.StripeClient | None = None
+        stripe.enable_telemetry = False
+        base = settings.stripe_api_base
+        self._client = stripe.StripeClient(
+            settings.stripe_secret_key or "not set",
+            http_client=HttpClient(self._place, settings.stripe_rate),
+            max_network_retries=RETRIES,
+            base_addresses={"api": base.rstrip("/")} if base else {},
+        )
 
     @property
     def configured(self) -> bool:
@@ -85,14 +138,39 @@ class StripeGateway:
     def livemode(self) -> bool:
         return "_live_" in (self._settings.stripe_secret_key or "")
 
+    @property
+    def _v1(self) -> Any:
+        """Stripe's API, once the key is known to belong to the account that this database is for."""
+        if not self.configured:
+            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
+        if not self._account_is_checked:
+            account = str(self._client.v1.accounts.retrieve_current().id)
+            known = self._remember_account(account, self.livemode)
+            if (known["account_id"], known["livemode"]) != (account, self.livemode):
+                raise Unavailable(
+                    f"STRIPE_SECRET_KEY: the key is of account {account}, {_mode(self.livemode)}, but this "
+                    f"database is for {known['account_id']}, {_mode(known['livemode'])}. Nothing was changed."
+                )
+            self._account_is_checked = True
+        return self._client.v1
+
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """A place in the bulkhead: when Stripe is slow, its callers never take every worker thread.
+        """A place in the bulkhead for several calls together; to be entered before a transaction is opened.
 
-        A few may call at once, as many again may wait a moment; whoever comes then is told to come
-        back. Entering twice in one thread counts once.
+        It checks the account, which reads the database. Raises Unavailable.
         """
-        if getattr(self._inside, "slot", False):
+        _ = self._v1
+        with self._place():
+            yield
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """When Stripe is slow, two web requests at most call it at once, and two wait a moment.
+
+        So the other threads go on with reports and licenses. Entering twice in one thread counts once.
+        """
+        if not has_request_context() or getattr(self._inside, "place", False):
             yield
             return
         if not self._entered.acquire(blocking=False):
@@ -100,100 +178,97 @@ class StripeGateway:
         try:
             if not self._running.acquire(timeout=QUEUE_SECONDS):
                 raise Unavailable("Stripe is slow to answer. Try again shortly.")
+            self._inside.place = True
             try:
-                self._inside.slot = True
                 yield
             finally:
-                self._inside.slot = False
+                self._inside.place = False
                 self._running.release()
         finally:
             self._entered.release()
 
     # Customers
 
-    def find_customers(self, customer_id: str, email: str) -> list[str]:
-        """Stripe's ids of the customers with this address and our id in their metadata, newest first."""
-        page = self._call("customers.list", lambda c: c.v1.customers.list({"email": email, "limit": PAGE}))
-        found = (customer.to_dict() for customer in page.data)
-        return [str(c["id"]) for c in found if named_by(c) == customer_id]
+    def find_customers(self, customer_id: str, email: str) -> list[dict[str, Any]]:
+        """Customers with our id in their metadata or with this address, in either letter case, newest first.
+
+        The search runs up to a minute behind, the list by address does not. https://docs.stripe.com/search
+        """
+        query = f"metadata['customer_id']:'{customer_id}'"
+        found = self._v1.customers.search({"query": query, "limit": PAGE}).data
+        for address in dict.fromkeys((email, email.lower())):
+            found += self._v1.customers.list({"email": address, "limit": PAGE}).data
+        by_id = {customer.id: customer.to_dict() for customer in found}
+        return sorted(by_id.values(), key=lambda customer: -customer["created"])
+
+    def retrieve_customer(self, stripe_customer_id: str) -> dict[str, Any] | None:
+        """None: Stripe does not find it. One that was deleted there has `deleted`."""
+        return _or_none(self._v1.customers.retrieve, stripe_customer_id)
 
     def create_customer(self, customer_id: str, email: str, name: str | None, key: str) -> str:
-        params: Any = {"email": email, "metadata": {"customer_id": customer_id}}
-        if name:
-            params["name"] = name
-        created = self._call("customers.create", lambda c: c.v1.customers.create(params, _options(key)))
-        return str(created.id)
+        params = {"email": email, "metadata": {"customer_id": customer_id}}
+        return str(self._v1.customers.create(params | ({"name": name} if name else {}), _options(key)).id)
 
-    def update_customer(self, stripe_customer_id: str, email: str, name: str | None, key: str) -> None:
-        """Tell Stripe of a new address or name; a customer that was deleted there needs to hear nothing."""
-        params: Any = {"email": email, "name": name or ""}
-        self._or_none(
-            "customers.update",
-            lambda c: c.v1.customers.update(stripe_customer_id, params, _options(key)),
-        )
-
-    def customer_is_deleted(self, stripe_customer_id: str) -> bool:
-        """Whether Stripe no longer has this customer."""
-        found = self._or_none("customers.retrieve", lambda c: c.v1.customers.retrieve(stripe_customer_id))
-        return found is None or bool(getattr(found, "deleted", False))
-
-    def owner_of(self, stripe_customer_id: str) -> str | None:
-        """Our id in the metadata of a customer, as Stripe has it now."""
-        found = self._or_none("customers.retrieve", lambda c: c.v1.customers.retrieve(stripe_customer_id))
-        return None if found is None else named_by(found.to_dict())
+    def update_customer(self, stripe_customer_id: str, changes: dict[str, Any], key: str) -> None:
+        """Change these of Stripe's fields and no other."""
+        self._v1.customers.update(stripe_customer_id, changes, _options(key))
 
     def delete_customer(self, stripe_customer_id: str) -> None:
-        """Delete for good; Stripe ends the subscriptions at once. Gone already is fine."""
-        self._or_none("customers.delete", lambda c: c.v1.customers.delete(stripe_customer_id))
+        """Delete for good; Stripe ends the subscriptions at once. Not found is fine."""
+        _or_none(self._v1.customers.delete, stripe_customer_id)
 
     def list_customers(self) -> Iterator[dict[str, Any]]:
-        """Every customer of the account, page by page."""
-        yield from self._pages("customers.list", lambda c, p: c.v1.customers.list(p), {})
+        """Every customer of the account, but those of a test clock."""
+        return _all(self._v1.customers.list({"limit": PAGE}))
 
     # Subscriptions
 
-    def list_subscriptions(self, stripe_customer_id: str | None = None) -> Iterator[dict[str, Any]]:
-        """Rows for `upsert_stripe_subscription`, of one customer or of all, ended ones included.
+    def list_subscriptions(self, stripe_customer_id: str) -> Iterator[dict[str, Any]]:
+        """Every subscription of a customer, ended ones too."""
+        expand = [f"data.{name}" for name in EXPANDED]
+        params = {"customer": stripe_customer_id, "status": "all", "limit": PAGE, "expand": expand}
+        return _all(self._v1.subscriptions.list(params))
 
-        A customer that Stripe does not have has none.
+    def subscription_page(self, after: str | None) -> list[dict[str, Any]]:
+        """A hundred subscriptions of the account that follow `after`, but those of a test clock."""
+        params: dict[str, Any] = {"status": "all", "limit": PAGE, "expand": [f"data.{n}" for n in EXPANDED]}
+        page = self._v1.subscriptions.list(params | ({"starting_after": after} if after else {}))
+        return [found.to_dict() for found in page.data]
+
+    def retrieve_subscription(self, subscription_id: str) -> dict[str, Any] | None:
+        """None: Stripe does not find it."""
+        return _or_none(self._v1.subscriptions.retrieve, subscription_id, {"expand": EXPANDED})
+
+    def preview_change(self, subscription_id: str, from_price: str, to_price: str) -> dict[str, Any]:
+        """The invoice that `change_price` would make at once."""
+        items = [{"id": self._item_id(subscription_id, from_price), "price": to_price}]
+        details = {"items": items, "proration_behavior": "always_invoice"}
+        params = {"subscription": subscription_id, "subscription_details": details}
+        return self._v1.invoices.create_preview(params).to_dict()  # type: ignore[no-any-return]
+
+    def change_price(
+        self, subscription_id: str, from_price: str, to_price: str, key: str, *, pending: bool = False
+    ) -> dict[str, Any]:
+        """Move the item of one price to another price, prorated and paid at once: the subscription.
+
+        A refused payment changes nothing; with `pending` the change waits in `pending_update` until the
+        customer pays `latest_invoice` at its `hosted_invoice_url`.
         """
-        params = {"status": "all"}
-        if stripe_customer_id:
-            params["customer"] = stripe_customer_id
+        params = {
+            "items": [{"id": self._item_id(subscription_id, from_price), "price": to_price}],
+            "payment_behavior": "pending_if_incomplete" if pending else "error_if_incomplete",
+            "proration_behavior": "always_invoice",
+            "expand": EXPANDED,
+        }
+        return self._update(subscription_id, params, key)
+
+    def cancel(self, subscription_id: str, key: str) -> None:
+        """End it now. Stripe does not find one that has ended already, which is fine."""
         try:
-            for found in self._pages("subscriptions.list", lambda c, p: c.v1.subscriptions.list(p), params):
-                yield self.subscription_row(found)
+            self._v1.subscriptions.cancel(subscription_id, {}, _options(key))
         except Refused as error:
             if not error.missing:
                 raise
-
-    def retrieve_subscription(self, subscription_id: str) -> dict[str, Any] | None:
-        """The same for one subscription; None when Stripe has none of this id."""
-        found = self._or_none(
-            "subscriptions.retrieve", lambda c: c.v1.subscriptions.retrieve(subscription_id)
-        )
-        return self.subscription_row(found.to_dict()) if found is not None else None
-
-    def change_price(self, subscription_id: str, price_id: str, key: str) -> None:
-        """Move to another price, prorated and paid at once. A refused payment changes nothing."""
-        current = self._call("subscriptions.retrieve", lambda c: c.v1.subscriptions.retrieve(subscription_id))
-        item = self._item_that_counts(current.to_dict())
-        params: Any = {
-            "items": [{"id": item["id"], "price": price_id}],
-            "payment_behavior": "error_if_incomplete",
-            "proration_behavior": "always_invoice",
-        }
-        self._call(
-            "subscriptions.update",
-            lambda c: c.v1.subscriptions.update(subscription_id, params, _options(key)),
-        )
-
-    def cancel(self, subscription_id: str, key: str) -> None:
-        """End it now. Stripe knows no keys for this call: one that has ended already counts as done."""
-        self._or_none(
-            "subscriptions.cancel",
-            lambda c: c.v1.subscriptions.cancel(subscription_id, {}, _options(key)),
-        )
 
     def cancel_at_period_end(self, subscription_id: str, key: str) -> None:
         self._update(subscription_id, {"cancel_at_period_end": True}, key)
@@ -203,356 +278,231 @@ class StripeGateway:
         params: dict[str, Any] = {"cancel_at": ""} if has_cancel_at else {"cancel_at_period_end": False}
         self._update(subscription_id, params, key)
 
-    def _update(self, subscription_id: str, params: Any, key: str) -> None:
-        self._call(
-            "subscriptions.update",
-            lambda c: c.v1.subscriptions.update(subscription_id, params, _options(key)),
-        )
+    def _update(self, subscription_id: str, params: dict[str, Any], key: str) -> dict[str, Any]:
+        changed = self._v1.subscriptions.update(subscription_id, params, _options(key))
+        return changed.to_dict()  # type: ignore[no-any-return]
 
-    def subscription_row(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
-        """Stripe's subscription as a row of ours.
-
-        The period stands on the items since 2025-03-31.basil. `paid`: the first payment was made, or
-        fell due after a trial.
-        """
-        item = self._item_that_counts(subscription)
-        status, trial_end = subscription["status"], subscription.get("trial_end")
-        return {
-            "subscription_id": subscription["id"],
-            "stripe_subscription_id": subscription["id"],
-            "stripe_customer_id": _id(subscription["customer"]),
-            "stripe_price_id": item["price"]["id"],
-            "plan": self.plan_of(item["price"]),
-            "status": status,
-            "paid": status not in ("incomplete", "incomplete_expired", "trialing")
-            and (trial_end is None or item["current_period_start"] >= trial_end),
-            "trial_ends_at": _time(trial_end),
-            "current_period_starts_at": _time(item.get("current_period_start")),
-            "current_period_ends_at": _time(item.get("current_period_end")),
-            "cancel_at_period_end": bool(subscription.get("cancel_at_period_end")),
-            "cancel_at": _time(subscription.get("cancel_at")),
-            "ended_at": _time(subscription.get("ended_at")),
-            "created_at": _time(subscription["created"]),
-        }
-
-    def _item_that_counts(self, subscription: Mapping[str, Any]) -> dict[str, Any]:
-        """Of several items the one with the best plan."""
-        items = (subscription.get("items") or {}).get("data")
-        if not items:
-            raise StripeFailed("Stripe told of a subscription that sells nothing.")
-        ranks = {name: plan.rank for name, plan in PLANS.items()}
-        return max(items, key=lambda item: ranks.get(self.plan_of(item["price"]), -1))
+    def _item_id(self, subscription_id: str, price_id: str) -> str:
+        found = self.retrieve_subscription(subscription_id)
+        items = found["items"]["data"] if found else []
+        ids = [str(item["id"]) for item in items if item["price"]["id"] == price_id]
+        if not ids:
+            raise Conflict(f"{subscription_id} does not sell {price_id} any more. Try again.")
+        return ids[0]
 
     # Prices and promotion codes
 
-    def plan_of(self, price: Mapping[str, Any]) -> str:
-        """The plan that a price sells, or `unknown`.
+    def selling_price(self, plan: str, interval: str) -> dict[str, Any] | None:
+        """The price that sells this plan now: the pinned one, else the active one with its lookup key.
 
-        By configured id, by lookup key, or by the metadata that `flask stripe setup` writes: when a
-        lookup key moves to a new price, subscribers of the old one keep their plan.
+        None when there never was one. Raises Conflict for an archived price, or a pin that Stripe lacks.
         """
-        for plan, price_id in self._settings.stripe_prices.items():
-            if price["id"] == price_id:
-                return plan
-        for plan, lookup_key in LOOKUP_KEYS.items():
-            if price.get("lookup_key") == lookup_key:
-                return plan
-        plan = str((price.get("metadata") or {}).get("zemfyre_plan"))
-        return plan if plan in PAID_PLANS else "unknown"
+        if pinned := self._settings.stripe_prices.get((plan, interval)):
+            setting = f"STRIPE_PRICE_{plan.upper()}{'_YEAR' if interval == 'year' else ''}"
+            price = _or_none(self._v1.prices.retrieve, pinned)
+            if price is None:
+                raise Conflict(f"{setting}: Stripe has no price {pinned}.")
+            if not price["active"]:
+                raise Conflict(f"{setting}: the price {pinned} is archived. Name an active one.")
+            return price
+        found = self.list_prices([LOOKUP_KEYS[plan, interval]])
+        active = [price for price in found if price["active"]]
+        if found and not active:
+            raise Conflict(f"The price {found[0]['id']} of {LOOKUP_KEYS[plan, interval]} is archived.")
+        return active[0] if active else None
 
-    def price_of(self, plan: str) -> str | None:
-        """The price that sells this plan now: as configured, else the active one with its lookup key."""
-        if plan in self._settings.stripe_prices:
-            return self._settings.stripe_prices[plan]
-        params: Any = {"lookup_keys": [LOOKUP_KEYS[plan]], "active": True, "limit": 1}
-        page = self._call("prices.list", lambda c: c.v1.prices.list(params))
-        return str(page.data[0].id) if page.data else None
+    def retrieve_price(self, price_id: str) -> dict[str, Any] | None:
+        """None: Stripe does not find it."""
+        return _or_none(self._v1.prices.retrieve, price_id)
 
-    def price_is_active(self, price_id: str) -> bool:
-        """Whether this account has the price and sells at it."""
-        found = self._or_none("prices.retrieve", lambda c: c.v1.prices.retrieve(price_id))
-        return found is not None and bool(found.active)
+    def list_prices(self, lookup_keys: list[str]) -> list[dict[str, Any]]:
+        """The prices that carry one of these lookup keys, archived ones too."""
+        page = self._v1.prices.list({"lookup_keys": lookup_keys, "limit": PAGE})
+        return [price.to_dict() for price in page.data]
+
+    def create_product(self, params: dict[str, Any], key: str) -> str:
+        return str(self._v1.products.create(params, _options(key)).id)
+
+    def create_price(self, params: dict[str, Any], key: str) -> dict[str, Any]:
+        return self._v1.prices.create(params, _options(key)).to_dict()  # type: ignore[no-any-return]
+
+    def update_price(self, price_id: str, params: dict[str, Any], key: str) -> None:
+        self._v1.prices.update(price_id, params, _options(key))
 
     def find_promotion_code(self, code: str, stripe_customer_id: str) -> str | None:
-        """The id of an active promotion code that this customer may use, in whatever letter case.
+        """The id of an active promotion code that this customer may use, in any letter case.
 
         The same code may exist once for everybody and once for each of several customers.
         """
-        params: Any = {"code": code, "active": True, "limit": PAGE}
-        page = self._call("promotion_codes.list", lambda c: c.v1.promotion_codes.list(params))
-        by_owner = {found["customer"] and _id(found["customer"]): str(found["id"]) for found in page.data}
+        page = self._v1.promotion_codes.list({"code": code, "active": True, "limit": PAGE})
+        by_owner = {found.customer: str(found.id) for found in page.data}
         return by_owner.get(stripe_customer_id) or by_owner.get(None)
 
-    # Checkout and portal
+    # Checkout, portal, invoices
 
-    def create_checkout(self, params: Any, key: str) -> dict[str, Any]:
-        created = self._call(
-            "checkout.sessions.create", lambda c: c.v1.checkout.sessions.create(params, _options(key))
-        )
-        return created.to_dict()
+    def create_checkout(self, params: dict[str, Any], key: str) -> dict[str, Any]:
+        return self._v1.checkout.sessions.create(params, _options(key)).to_dict()  # type: ignore[no-any-return]
 
     def list_checkouts(self, stripe_customer_id: str) -> list[dict[str, Any]]:
         """The newest checkout sessions of a customer."""
-        params: Any = {"customer": stripe_customer_id, "limit": PAGE}
-        page = self._call("checkout.sessions.list", lambda c: c.v1.checkout.sessions.list(params))
+        page = self._v1.checkout.sessions.list({"customer": stripe_customer_id, "limit": PAGE})
         return [session.to_dict() for session in page.data]
 
     def expire_checkout(self, session_id: str) -> bool:
         """Close an open session so that it can no longer be paid; False when it just was."""
         key = f"expire-{session_id}-{int(time.time()) // 60}"  # a failure is repeated no longer than a minute
         try:
-            self._call(
-                "checkout.sessions.expire",
-                lambda c: c.v1.checkout.sessions.expire(session_id, {}, _options(key)),
-            )
+            self._v1.checkout.sessions.expire(session_id, {}, _options(key))
         except Refused:
             return False
         return True
 
     def retrieve_checkout(self, session_id: str) -> dict[str, Any] | None:
-        found = self._or_none(
-            "checkout.sessions.retrieve", lambda c: c.v1.checkout.sessions.retrieve(session_id)
-        )
-        return found.to_dict() if found is not None else None
+        """None: Stripe does not find it."""
+        return _or_none(self._v1.checkout.sessions.retrieve, session_id)
 
     def create_portal(self, stripe_customer_id: str, return_url: str, key: str) -> str:
-        params: Any = {"customer": stripe_customer_id, "return_url": return_url}
-        created = self._call(
-            "billing_portal.sessions.create",
-            lambda c: c.v1.billing_portal.sessions.create(params, _options(key)),
-        )
-        return str(created.url)
+        params = {"customer": stripe_customer_id, "return_url": return_url}
+        return str(self._v1.billing_portal.sessions.create(params, _options(key)).url)
 
-    # Setting up an account
+    def list_invoices(
+        self,
+        stripe_customer_id: str,
+        limit: int,
+        subscription_id: str | None = None,
+        status: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The newest invoices of a customer, newest first."""
+        filters = {"customer": stripe_customer_id, "subscription": subscription_id, "status": status}
+        params = {name: value for name, value in filters.items() if value} | {"limit": limit}
+        return [invoice.to_dict() for invoice in self._v1.invoices.list(params).data]
 
-    def list_prices(self) -> list[dict[str, Any]]:
-        """The prices that carry one of our lookup keys, archived ones too."""
-        params: Any = {"lookup_keys": list(LOOKUP_KEYS.values()), "limit": PAGE}
-        page = self._call("prices.list", lambda c: c.v1.prices.list(params))
-        return [price.to_dict() for price in page.data]
+    def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
+        """None: Stripe does not find it."""
+        return _or_none(self._v1.invoices.retrieve, invoice_id)
 
-    def create_product_with_price(self, plan: str, description: str, cents: int, key: str) -> str:
-        """A product and its monthly price in USD, both marked with the plan; the price's id."""
-        metadata = {"zemfyre_plan": plan}
-        product_params: Any = {
-            "name": f"Zemfyre {plan.capitalize()}",
-            "description": description,
-            "metadata": metadata,
-        }
-        product = self._call(
-            "products.create",
-            lambda c: c.v1.products.create(product_params, _options(f"setup-product-{key}")),
-        )
-        price_params: Any = {
-            "product": product.id,
-            "currency": "usd",
-            "unit_amount": cents,
-            "recurring": {"interval": "month"},
-            "lookup_key": LOOKUP_KEYS[plan],
-            "transfer_lookup_key": True,
-            "metadata": metadata,
-        }
-        price = self._call(
-            "prices.create",
-            lambda c: c.v1.prices.create(price_params, _options(f"setup-price-{product.id}-{key}")),
-        )
-        return str(price.id)
+    def retrieve_charge(self, charge_id: str) -> dict[str, Any] | None:
+        """None: Stripe does not find it."""
+        return _or_none(self._v1.charges.retrieve, charge_id)
 
-    def find_webhook(self, url: str) -> dict[str, Any] | None:
-        """The enabled webhook endpoint with this address."""
-        for endpoint in self._pages(
-            "webhook_endpoints.list", lambda c, p: c.v1.webhook_endpoints.list(p), {}
-        ):
-            if endpoint["url"] == url and endpoint["status"] == "enabled":
-                return endpoint
-        return None
-
-    def create_webhook(self, url: str, key: str) -> str:
-        """A webhook endpoint for the events we follow; its signing secret, which Stripe tells only once."""
-        params: Any = {
-            "url": url,
-            "enabled_events": list(WEBHOOK_EVENTS),
-            "api_version": stripe.api_version,
-        }
-        created = self._call(
-            "webhook_endpoints.create",
-            lambda c: c.v1.webhook_endpoints.create(params, _options(f"setup-webhook-{key}")),
-        )
-        return str(created.secret)
+    def retrieve_dispute(self, dispute_id: str) -> dict[str, Any] | None:
+        """With its `charge` expanded. None: Stripe does not find it."""
+        return _or_none(self._v1.disputes.retrieve, dispute_id, {"expand": ["charge"]})
 
     # Webhooks
 
-    def read_event(self, payload: bytes, signature: str) -> dict[str, Any]:
-        """The event, if one of our secrets signed it within the last five minutes: event_id, type,
-        livemode, created_at, and whose state it tells of (see `_whereabouts`).
+    def find_webhook(self, url: str) -> dict[str, Any] | None:
+        """The enabled webhook endpoint with this address."""
+        endpoints = _all(self._v1.webhook_endpoints.list({"limit": PAGE}))
+        return next((e for e in endpoints if e["url"] == url and e["status"] == "enabled"), None)
 
-        Raises BadRequest. https://docs.stripe.com/webhooks/signature
+    def create_webhook(self, url: str, key: str) -> str:
+        """A webhook endpoint for the events we follow; its signing secret, which Stripe shows only once."""
+        params = {"url": url, "enabled_events": list(WEBHOOK_EVENTS), "api_version": stripe.api_version}
+        return str(self._v1.webhook_endpoints.create(params, _options(key)).secret)
+
+    def read_event(self, payload: bytes, signature: str) -> dict[str, Any]:
+        """The event as `stripe_objects.read_event` reduces it, if one of our secrets signed it within the
+        last five minutes. Raises BadRequest. https://docs.stripe.com/webhooks/signature
         """
+        if not self.configured:  # nobody's state could be fetched
+            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
         if not self._settings.stripe_webhook_secrets:
             raise Unavailable("Stripe is not configured: STRIPE_WEBHOOK_SECRET is not set.")
-        self._open()  # without a key nobody's state could be fetched
         try:
             text = payload.decode()
-            if not any(self._is_signed(text, signature, s) for s in self._settings.stripe_webhook_secrets):
+            if not any(_is_signed(text, signature, s) for s in self._settings.stripe_webhook_secrets):
                 raise BadRequest("The Stripe-Signature does not fit the body, or is too old.")
-            event = json.loads(text)
-            if not (isinstance(event, dict) and isinstance(event["data"]["object"], dict)):
-                raise TypeError
-            return {
-                "event_id": _identifier(event["id"]),
-                "type": _identifier(event["type"]),
-                "livemode": bool(event["livemode"]),
-                "created_at": datetime.fromtimestamp(int(event["created"]), UTC),
-                **_whereabouts(event["data"]["object"]),
-            }
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return read_event(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise BadRequest("The body is not a Stripe event.") from None
 
-    @staticmethod
-    def _is_signed(text: str, signature: str, secret: str) -> bool:
-        try:
-            return bool(
-                stripe.WebhookSignature.verify_header(text, signature, secret, WEBHOOK_TOLERANCE_SECONDS)
-            )
-        except (stripe.SignatureVerificationError, ValueError, TypeError, AttributeError):
-            # A hostile header makes the SDK raise more than its own error.
-            return False
 
-    # The one place that calls
-
-    def _pages(
-        self, name: str, call: Callable[[stripe.StripeClient, Any], Any], params: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Every object of a list, a hundred at a time."""
-        after: dict[str, Any] = {}
-        while True:
-            wanted = {"limit": PAGE} | params | after
-            page = self._call(name, lambda c: call(c, wanted))  # noqa: B023 - called at once
-            yield from (found.to_dict() for found in page.data)
-            if not (page.has_more and page.data):
-                return
-            after = {"starting_after": page.data[-1].id}
-
-    def _or_none(self, name: str, call: Callable[[stripe.StripeClient], T]) -> T | None:
-        try:
-            return self._call(name, call)
-        except Refused as error:
-            if error.missing:
-                return None
-            raise
-
-    def _call(self, name: str, call: Callable[[stripe.StripeClient], T]) -> T:
-        client = self._open()
-        with self.slot():
-            started = time.monotonic()
-            outcome = "ok"
-            try:
-                return _heard(call(client))
-            except stripe.StripeError as error:
-                outcome = type(error).__name__
-                raise _translated(error) from error
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                outcome = "Unreadable"
-                raise StripeFailed("Stripe gave an answer that is none. Try again.") from error
-            finally:
-                seconds = time.monotonic() - started
-                STRIPE_SECONDS.labels(name, outcome).observe(seconds)
-                log.info(
-                    "stripe call",
-                    extra={"call": name, "outcome": outcome, "ms": round(seconds * 1000, 1)},
-                )
-
-    def _open(self) -> stripe.StripeClient:
-        if self._settings.stripe_secret_key is None:
-            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
-        if self._client is None:
-            stripe.enable_telemetry = False
-            base = self._settings.stripe_api_base
-            self._client = stripe.StripeClient(
-                self._settings.stripe_secret_key,
-                http_client=stripe.RequestsClient(timeout=(CONNECT_SECONDS, READ_SECONDS)),
-                max_network_retries=RETRIES,
-                base_addresses={"api": base.rstrip("/")} if base else {},
-            )
-        return self._client
+def _is_signed(text: str, signature: str, secret: str) -> bool:
+    try:
+        return bool(stripe.WebhookSignature.verify_header(text, signature, secret, WEBHOOK_TOLERANCE_SECONDS))
+    except (stripe.SignatureVerificationError, ValueError, TypeError, AttributeError):
+        return False  # a hostile header makes the SDK raise more than its own error
 
 
-class NoAnswer(StripeFailed):
-    """Stripe was not heard: it may have acted or not."""
+def _all(first_page: Any) -> Iterator[dict[str, Any]]:
+    return (found.to_dict() for found in first_page.auto_paging_iter())
 
 
-class Refused(StripeFailed):
-    """Stripe did not take a request; `missing` when the object of that id is not there."""
-
-    def __init__(self, message: str, *, missing: bool) -> None:
-        super().__init__(message)
-        self.missing = missing
-
-
-def _heard(answer: T) -> T:
-    """The answer, if it is one of Stripe's objects or a list of them. Raises ValueError, KeyError."""
-    found: Any = answer
-    is_list = isinstance(found, stripe.StripeObject) and found["object"] == "list"
-    if is_list and not isinstance(found["has_more"], bool):
-        raise ValueError("a list without an end")
-    for single in found["data"] if is_list else [found]:
-        if not isinstance(single, stripe.StripeObject) or not isinstance(single["id"], str):
-            raise ValueError("no object of Stripe's")
-    return answer
+def _or_none(retrieve: Callable[..., Any], object_id: str, params: Any = None) -> dict[str, Any] | None:
+    try:
+        return retrieve(object_id, params or {}).to_dict()  # type: ignore[no-any-return]
+    except Refused as error:
+        if error.missing:
+            return None
+        raise
 
 
-def _translated(error: stripe.StripeError) -> DomainError:
-    if isinstance(error, stripe.CardError):
-        return PaymentRefused(f"The payment was refused: {error.user_message or 'card declined'}")
-    if isinstance(error, stripe.RateLimitError) or error.http_status == 429:
-        return Unavailable("Stripe asks us to slow down. Try again shortly.")
-    if error.http_status == 409:
-        return Unavailable("Stripe is making the same change for another request. Try again shortly.")
-    if isinstance(error, stripe.InvalidRequestError | stripe.IdempotencyError):
-        code = getattr(error.error, "code", None)
-        at = getattr(error, "param", None) or ""
-        log.warning("stripe refused a request", extra={"stripe_code": code, "param": at})
-        for param, field in _FIELDS.items():
-            if at.startswith(param):
-                return invalid_field(field, "Stripe does not take this.")
-        return Refused("Stripe refused the request.", missing=code == "resource_missing")
-    log.error("stripe failed", extra={"stripe_error": type(error).__name__, "status": error.http_status})
-    unheard = isinstance(error, stripe.APIConnectionError)
-    return (NoAnswer if unheard else StripeFailed)("Stripe failed or did not answer. Try again.")
-
-
-def named_by(customer: Mapping[str, Any]) -> str | None:
-    """Our id in the metadata of a customer of Stripe's."""
-    return (customer.get("metadata") or {}).get("customer_id")
-
-
-def _options(key: str) -> Any:
+def _options(key: str) -> dict[str, str]:
     return {"idempotency_key": key}
 
 
-def _id(value: Any) -> str:
-    """An id, whether the object was expanded or not."""
-    return str(value if isinstance(value, str) else value["id"])
+def _mode(livemode: bool) -> str:
+    return "live mode" if livemode else "test mode"
 
 
-def _identifier(value: Any) -> str:
-    """Text that can be an id or a type of Stripe's. Raises TypeError, ValueError."""
-    if not _IDENTIFIER.fullmatch(value):
-        raise ValueError("not an identifier")
-    return str(value)
+def _call_name(method: str, url: str) -> str:
+    """`POST subscriptions/:id/resume`: the route, without ids and parameters."""
+    found = _PATH.match(url)
+    if not found:
+        return "other"
+    return f"{method.upper()} {found['noun']}{'/:id' if found['id'] else ''}{found['verb'] or ''}"
 
 
-def _whereabouts(found: dict[str, Any]) -> dict[str, str | None]:
-    """An event's object reduced to ids: its own and its customer's."""
-    customer = found.get("id") if found.get("object") == "customer" else found.get("customer")
-    if isinstance(customer, dict):
-        customer = customer.get("id")
-    ids = {"object_id": found.get("id"), "stripe_customer_id": customer}
-    return {
-        name: value if isinstance(value, str) and _IDENTIFIER.fullmatch(value) else None
-        for name, value in ids.items()
-    }
+def _raise_for(body: str | bytes, status: int, headers: Mapping[str, str]) -> None:
+    """Raise our error for an answer of Stripe's that is none of use."""
+    request_id = headers.get("Request-Id")
+    try:
+        answer = json.loads(body)
+        if 200 <= status < 300 and _is_well_formed(answer):
+            return
+        error = answer["error"]
+        raise _refusal(status, dict(error), request_id)
+    except (ValueError, KeyError, TypeError):
+        reason = f"Stripe failed with status {status}" if status >= 500 else "Stripe's answer is not usable"
+        raise StripeFailed(f"{reason} (Stripe request {request_id}). Try again.") from None
 
 
-def _time(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def _is_well_formed(answer: Any) -> bool:
+    """One of Stripe's objects, or a page of them."""
+    if answer["object"] not in ("list", "search_result"):
+        return isinstance(answer["object"], str) and (answer["object"] == "invoice" or bool(answer["id"]))
+    return isinstance(answer["has_more"], bool) and all(
+        isinstance(found["id"], str) for found in answer["data"]
+    )
+
+
+def _refusal(status: int, error: dict[str, Any], request_id: str | None) -> DomainError:
+    """Stripe's error as one of ours, in Stripe's words. https://docs.stripe.com/api/errors"""
+    code, param = error.get("code"), str(error.get("param") or "")
+    words = redacted(f"{error.get('message', 'no reason given')} (Stripe request {request_id})")
+    refusal = _classified(status, error.get("type"), code, param, words)
+    refusal.stripe_code = code
+    log.warning(
+        "stripe refused",
+        extra={"status": status, "stripe_code": code, "param": param, "stripe_request": request_id},
+    )
+    return refusal
+
+
+def _classified(status: int, kind: str | None, code: str | None, param: str, words: str) -> DomainError:
+    if status in (401, 403):
+        return Unavailable(f"STRIPE_SECRET_KEY: Stripe refuses this key: {words}")
+    if status in (409, 429) or code in _BUSY_CODES:
+        return Unavailable(f"Stripe asks us to try again shortly: {words}")
+    if status >= 500:
+        return StripeFailed(f"Stripe failed. Try again: {words}")
+    # Without a payment method Stripe names neither an object nor a parameter.
+    if status == 402 or kind == "card_error" or (code == "resource_missing" and not param):
+        return PaymentRefused(f"The payment was refused: {words}")
+    for prefix, field in _FIELDS.items():
+        if param.startswith(prefix):
+            return invalid_field(field, f"Stripe does not take this: {words}")
+    refused = Refused(f"Stripe refused: {words}")
+    refused.missing = code == "resource_missing"
+    return refused

@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from app.parts import parts
+from app.extensions import db
 from app.queries import events as event_rows
-from app.schemas.webhooks import EndpointWish
+from app.schemas.webhooks import EndpointRequest
 from app.services import stripe_sync
 from app.services.stripe_setup import set_up
 from cli.output import (
@@ -20,11 +20,11 @@ from cli.output import (
     local_time,
 )
 
-stripe = Group("stripe", help="Stripe: set up an account, sync with it.")
+stripe_group = Group("stripe", help="Stripe: set up an account, sync with it.")
 webhook = Group("webhook", help="Stripe's events: list, replay.")
 
 
-@stripe.command("setup")
+@stripe_group.command("setup")
 @click.option("--webhook-url", help="Also make the webhook endpoint with this address.")
 @as_json
 def setup(webhook_url: str | None, to_json: bool) -> None:
@@ -34,7 +34,7 @@ def setup(webhook_url: str | None, to_json: bool) -> None:
     Example:
       flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
     """
-    lines, notes = set_up(load(EndpointWish(), url=webhook_url)["url"])
+    lines, notes = set_up(load(EndpointRequest(), url=webhook_url)["url"])
     for note in notes:
         hint(note)
     if to_json:
@@ -44,7 +44,7 @@ def setup(webhook_url: str | None, to_json: bool) -> None:
         click.echo(f"{name}={value}")
 
 
-@stripe.command("sync")
+@stripe_group.command("sync")
 @click.option("--customer", "customer_id", metavar="CUSTOMER_ID", help="Only this one.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
 @as_json
@@ -102,7 +102,7 @@ def list_events(failed: bool, limit: int, to_json: bool) -> None:
     Example:
       flask webhook list --failed
     """
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         rows = event_rows.select_events(cur, limit=limit, failed=failed)
     if to_json:
         echo_rows_json(rows)

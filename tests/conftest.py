@@ -26,6 +26,7 @@ from app import create_app, embedded, migrations
 from app.config import Settings, load_settings
 from app.db import Database
 from app.keyring import write_key_files
+from app.licenses import generate_private_key
 from tests.server import ROOT, Server
 from tests.stripe_sandbox import Sandbox
 
@@ -58,8 +59,9 @@ def template(server_url: str) -> Iterator[str]:
     """The name of a migrated database that nobody writes to."""
     name = f"template_{uuid.uuid4().hex[:12]}"
     _execute(server_url, f"CREATE DATABASE {name}")
-    database = Database(_url(server_url, name), 2)
-    migrations.migrate(database)
+    database = Database(lambda: _url(server_url, name))
+    with Flask(__name__).app_context():
+        migrations.migrate(database)
     database.close()
     yield name
     _drop(server_url, name)
@@ -87,7 +89,7 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 def key_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A license key pair for the whole run; making one costs a tenth of a second."""
     folder = tmp_path_factory.mktemp("keys")
-    write_key_files(load_settings(_key_paths(folder)))
+    write_key_files(load_settings(_key_paths(folder)), generate_private_key())
     return folder
 
 
@@ -114,7 +116,7 @@ def make_app(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
 
     yield make
     for app in apps:
-        app.extensions["parts"].db.close()
+        app.extensions["billing.db"].close()
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def app(make_app: Callable[..., Flask]) -> Flask:
 
 @pytest.fixture
 def settings(app: Flask) -> Settings:
-    return app.extensions["parts"].settings
+    return app.extensions["billing.settings"]
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def sql(app: Flask) -> Callable[..., list[dict[str, Any]]]:
     """Run a statement on the test's database: `sql("SELECT …", name=value)`, rows as dicts."""
 
     def run(statement: str, **params: Any) -> list[dict[str, Any]]:
-        with app.extensions["parts"].db.statement() as cur:
+        with app.extensions["billing.db"].statement() as cur:
             cur.execute(statement, params)
             if cur.description is None:
                 return []

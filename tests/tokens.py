@@ -28,7 +28,7 @@ def resign(app: Flask, token: str, *without: str, **changes: Any) -> str:
     """The token with other claims, signed with the real key."""
     claims = claims_of(token) | changes
     return sign(
-        {k: v for k, v in claims.items() if k not in without}, app.extensions["parts"].keyring.signing_key()
+        {k: v for k, v in claims.items() if k not in without}, app.extensions["billing.keyring"].signing_key()
     )
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from app.auth import admin, caller, own_or_expired_judged, public
+from app.api import Blueprint
+from app.auth import admin, caller, own, public
 from app.db import Row
-from app.http import Blueprint
 from app.licenses import ALGORITHM
 from app.schemas.licenses import (
     JwksAnswer,
@@ -14,29 +14,29 @@ from app.schemas.licenses import (
     PublicKeyAnswer,
     RevocationAnswer,
     RevocationsAnswer,
-    RevokeWish,
+    RevokeRequest,
     VerifyAnswer,
-    VerifyWish,
+    VerifyRequest,
 )
-from app.schemas.subscriptions import NoWish
+from app.schemas.subscriptions import NoBody
 from app.services import licenses
 
 blp = Blueprint("licenses", __name__, description="What they may use, in a signed token")
 
 
 @blp.route("/api/licenses/<customer_id>", methods=["GET"])
-@own_or_expired_judged
+@own(allow_expired=True, checked_by_query=True)
 @blp.response(200, LicenseAnswer)
 def show(customer_id: str) -> Row:
     """Hand out the current license"""
-    current = licenses.current_license(customer_id, caller().jti)
+    current = licenses.current_license(customer_id, caller().license, renewing=True)
     key = licenses.find_key(current["kid"]) or licenses.signing_key().public
     return current | {"license": current["token"], "public_key": key.pem}
 
 
 @blp.route("/api/licenses/<customer_id>/revoke", methods=["POST"])
 @admin
-@blp.arguments(RevokeWish)
+@blp.arguments(RevokeRequest)
 @blp.response(200, RevocationAnswer)
 def revoke(body: dict[str, Any], customer_id: str) -> Row:
     """Revoke every license of a customer, and give out none until reinstated"""
@@ -45,17 +45,17 @@ def revoke(body: dict[str, Any], customer_id: str) -> Row:
 
 @blp.route("/api/licenses/<customer_id>/reinstate", methods=["POST"])
 @admin
-@blp.arguments(NoWish)
+@blp.arguments(NoBody)
 @blp.response(200, RevocationAnswer)
-def reinstate(_: dict[str, Any], customer_id: str) -> Row:
+def reinstate(_body: dict[str, Any], customer_id: str) -> Row:
     """Give out licenses again, beginning with a new one"""
-    customer, license_row = licenses.reinstate(customer_id)
+    customer, license_row, _ = licenses.reinstate(customer_id)
     return _standing(customer) | {"license": license_row["token"]}
 
 
 @blp.route("/api/licenses/verify", methods=["POST"])
 @public
-@blp.arguments(VerifyWish)
+@blp.arguments(VerifyRequest)
 @blp.response(200, VerifyAnswer)
 def verify(body: dict[str, Any]) -> Row:
     """Tell whether a license holds, and if not, why"""

@@ -2,20 +2,22 @@
 
 from typing import Any
 
+from app.api import Blueprint
 from app.auth import admin, caller, own, require_own
-from app.db import Row
-from app.http import Blueprint
-from app.idempotency import idempotent, idempotent_beyond
+from app.db import Cursor, Row
+from app.idempotency import idempotent
 from app.schemas.subscriptions import (
-    CancelWish,
+    CancelRequest,
     CheckoutAnswer,
-    CheckoutWish,
+    CheckoutRequest,
+    DeployedCheckoutAnswer,
+    EmptyRequest,
     LicensedSubscriptionAnswer,
-    NoWish,
     SubscriptionAnswer,
-    TrialWish,
-    UpgradeWish,
+    TrialRequest,
+    UpgradeRequest,
 )
+from app.services import checkout as checkouts
 from app.services import subscriptions
 
 blp = Blueprint(
@@ -23,29 +25,40 @@ blp = Blueprint(
 )
 
 
-@blp.route("/create-checkout", methods=["POST"], errors=(404, 409, 502))
-@own
-@idempotent_beyond
-@blp.arguments(CheckoutWish)
+@blp.route("/create-checkout", methods=["POST"], errors=(402, 404, 409, 502))
+@own()
+@idempotent
+@blp.arguments(CheckoutRequest)
 @blp.response(201, CheckoutAnswer)
 def create_checkout(body: dict[str, Any]) -> Row:
     """Open a Stripe Checkout page"""
     require_own(body["customer_id"])
-    return subscriptions.start_checkout(**body)
+    return checkouts.start_checkout(**body)
+
+
+@blp.route("/checkout", methods=["POST"], errors=(402, 404, 409, 502))
+@own()
+@idempotent(route="/api/subscriptions/create-checkout")
+@blp.arguments(CheckoutRequest)
+@blp.response(201, DeployedCheckoutAnswer)
+def checkout(body: dict[str, Any]) -> Row:
+    """Open a Stripe Checkout page, under the name that deployed clients use"""
+    require_own(body["customer_id"])
+    return checkouts.start_checkout(**body)
 
 
 @blp.route("/create-trial", methods=["POST"], errors=(404, 409))
 @admin
-@idempotent
-@blp.arguments(TrialWish)
+@idempotent(in_transaction=True)
+@blp.arguments(TrialRequest)
 @blp.response(201, LicensedSubscriptionAnswer)
-def create_trial(body: dict[str, Any]) -> Row:
+def create_trial(body: dict[str, Any], cur: Cursor) -> Row:
     """Begin the one trial of a plan"""
-    return _answer(*subscriptions.create_trial(**body))
+    return _answer(*subscriptions.create_trial(cur, **body))
 
 
 @blp.route("/<any_id>", methods=["GET"])
-@own
+@own()
 @blp.response(200, SubscriptionAnswer)
 def show(any_id: str) -> Row:
     """Show a subscription, or the one that counts for a customer"""
@@ -54,25 +67,25 @@ def show(any_id: str) -> Row:
 
 @blp.route("/<subscription_id>/upgrade", methods=["POST"], errors=(402, 409, 502))
 @admin
-@blp.arguments(UpgradeWish)
+@blp.arguments(UpgradeRequest)
 @blp.response(200, LicensedSubscriptionAnswer)
 def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
-    """Move to another plan, up or down"""
-    return _answer(*subscriptions.upgrade(subscription_id, body["plan"]))
+    """Move to another plan or interval, up or down"""
+    return _answer(*subscriptions.upgrade(subscription_id, **body))
 
 
 @blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(CancelWish)
+@blp.arguments(CancelRequest)
 @blp.response(200, SubscriptionAnswer)
 def cancel(body: dict[str, Any], subscription_id: str) -> Row:
     """End now, or at the end of the paid period"""
-    return {"subscription": subscriptions.cancel(subscription_id, at_period_end=body["at_period_end"])}
+    return {"subscription": subscriptions.cancel(subscription_id, **body)}
 
 
 @blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(NoWish)
+@blp.arguments(EmptyRequest)
 @blp.response(200, SubscriptionAnswer)
 def resume(_: dict[str, Any], subscription_id: str) -> Row:
     """Withdraw a pending cancellation"""

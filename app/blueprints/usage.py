@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from flask import Response, jsonify
+from flask import Response
 from marshmallow import ValidationError
 
-from app.auth import admin, caller, own_judged, own_or_expired, own_or_expired_judged, require_own
+from app.api import Blueprint
+from app.auth import admin, caller, own, require_own
 from app.db import Row
 from app.encoding import json_answer
 from app.errors import DomainError, invalid
-from app.http import Blueprint
+from app.idempotency import idempotent
 from app.schemas.paging import DaysQuery, ReportsQuery, cursor, cut
 from app.schemas.usage import (
     BatchAnswer,
@@ -18,46 +19,43 @@ from app.schemas.usage import (
     ReportAnswer,
     Reports,
     UsageAnswer,
+    read_report,
 )
 from app.services import usage
 
 blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
-_report = NewReport()
 _report_answer = ReportAnswer()
 
 
 @blp.route("/report", methods=["POST"], errors=(404, 409))
-@own_or_expired_judged
+@own(allow_expired=True, checked_by_query=True)
+@idempotent
 @blp.arguments(
-    NewReport, description="The two figures may also stand under `metrics`; snake_case is taken too."
+    NewReport,
+    description="The figures may also stand under `metrics`, in snake_case, and as agents for devices.",
 )
 @blp.response(201, ReportAnswer)
 @blp.alt_response(200, schema=ReportAnswer, description="The same report was stored before")
 def report(body: dict[str, Any]) -> Response:
     """Take in a usage report, and renew the license if need be"""
     require_own(body["customer_id"])
-    taken, is_new = usage.receive_report(body, caller().jti)
+    taken, is_new = usage.receive_report(body, caller().license)
     return json_answer(_report_answer.dump(taken), 201 if is_new else 200)
 
 
 @blp.route("/reports", methods=["POST"])
-@own_or_expired
+@own(allow_expired=True)
+@idempotent
 @blp.arguments(Reports)
 @blp.response(200, BatchAnswer)
 def reports(body: dict[str, Any]) -> Response:
-    """Take in up to 1000 reports, each judged by itself"""
-    results = usage.receive_batch([_judge(item) for item in body["reports"]], caller().customer_id)
-    statuses = [result["status"] for result in results]
-    return jsonify(
-        accepted=statuses.count(201),
-        duplicates=statuses.count(200),
-        rejected=sum(status >= 400 for status in statuses),
-        results=results,
-    )
+    """Take in up to 1000 reports, each on its own, and renew the license if need be"""
+    items = [_report_or_error(item) for item in body["reports"]]
+    return json_answer(usage.receive_batch(items, caller().license), 200)
 
 
 @blp.route("/<customer_id>", methods=["GET"])
-@own_judged
+@own(checked_by_query=True)
 @blp.arguments(ReportsQuery, location="query")
 @blp.response(200, UsageAnswer)
 def show(query: dict[str, Any], customer_id: str) -> Row:
@@ -67,7 +65,7 @@ def show(query: dict[str, Any], customer_id: str) -> Row:
         days=query["days"],
         limit=query["limit"] + 1,
         before=query["cursor"],
-        jti=caller().jti,
+        presented=caller().license,
     )
     page, more = cut(found["reports"], query["limit"])
     return found | {
@@ -88,9 +86,8 @@ def overview(query: dict[str, Any]) -> Row:
     return {"customers": page, "next_cursor": cursor(page[-1]["id"]) if more else None}
 
 
-def _judge(item: Any) -> dict[str, Any] | DomainError:
-    """One item of a batch: a report, or why it is none."""
+def _report_or_error(item: Any) -> dict[str, Any] | DomainError:
     try:
-        return _report.load(item)
+        return read_report(item)
     except ValidationError as error:
         return invalid("json", error.messages)

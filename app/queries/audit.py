@@ -7,32 +7,23 @@ from app.encoding import json_text
 
 
 def insert_audit(
-    cur: Cursor,
-    *,
-    actor: str,
-    action: str,
-    customer_id: str | None,
-    subject: str,
-    before: dict[str, Any] | None,
-    after: dict[str, Any] | None,
-    request_id: str | None,
+    cur: Cursor, action: str, *, customer_id: str | None, subject: str, note: dict[str, Any] | None = None
 ) -> None:
-    """Add a line; it commits or vanishes with the change it tells of."""
+    """Record that something was asked for, beside what the trigger records of rows that change.
+
+    Actor and request are those of the transaction. `note` stands in `after`.
+    """
     cur.execute(
         """
-        INSERT INTO audit_log (actor, action, customer_id, subject, before, after, request_id)
-        VALUES (%(actor)s, %(action)s, %(customer_id)s, %(subject)s, %(before)s, %(after)s, %(request_id)s)
+        INSERT INTO audit_log (actor, action, customer_id, subject, after, request_id)
+        VALUES (CURRENT_SETTING('billing.actor'), %(action)s, %(customer_id)s, %(subject)s, %(note)s,
+                NULLIF(CURRENT_SETTING('billing.request_id'), ''))
         """,
         {
-            "actor": actor,
-            "action": action,
-            "customer_id": customer_id,
-            "subject": subject,
-            "before": None if before is None else json_text(before),
-            "after": None if after is None else json_text(after),
-            "request_id": request_id,
+            "action": action, "customer_id": customer_id, "subject": subject,
+            "note": None if note is None else json_text(note),
         },
-    )
+    )  # fmt: skip
 
 
 def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | None = None) -> list[Row]:
@@ -49,14 +40,34 @@ def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | No
     )
 
 
-def erase_audit(cur: Cursor, customer_id: str, fields: list[str]) -> None:
-    """Take these fields out of what was kept about a customer; that it happened stays."""
+def select_refusals(cur: Cursor, customer_id: str, limit: int) -> list[Row]:
+    """What was asked for this customer and refused, newest first, with Stripe's request id where it refused."""
+    return cur.all(
+        """
+        SELECT at, actor, action, subject, after ->> 'refused' AS message,
+               after ->> 'stripe_request_id' AS stripe_request_id
+          FROM audit_log
+         WHERE customer_id = %(customer_id)s
+           AND after ->> 'refused' IS NOT NULL
+         ORDER BY id DESC
+         LIMIT %(limit)s
+        """,
+        {"customer_id": customer_id, "limit": limit},
+    )
+
+
+PERSONAL_FIELDS = [
+    "email", "name", "company_name", "stripe_customer_id", "reason", "revoke_reason", "refused",
+]  # fmt: skip
+
+
+def erase_audit(cur: Cursor, customer_id: str) -> None:
+    """Take the personal fields out of what was kept about a customer; that something happened stays."""
     cur.execute(
         """
         UPDATE audit_log
-           SET before = before - %(fields)s::TEXT[], after = after - %(fields)s::TEXT[],
-               subject = CASE WHEN action = 'customer.link' THEN customer_id ELSE subject END
+           SET before = before - %(fields)s::TEXT[], after = after - %(fields)s::TEXT[]
          WHERE customer_id = %(customer_id)s
         """,
-        {"customer_id": customer_id, "fields": fields},
+        {"customer_id": customer_id, "fields": PERSONAL_FIELDS},
     )

@@ -5,7 +5,8 @@ from datetime import datetime
 from app.db import Cursor, Row
 
 COLUMNS = """customer_id, email, name, company_name, stripe_customer_id, max_devices, retention_days,
-             trial_used_at, revoked_at, revoke_reason, erased_at, created_at, updated_at, id"""
+             overage_price, overage_cap, trial_used_at, revoked_at, revoke_reason, tokens_revoked_at,
+             erased_at, created_at, updated_at, id"""
 
 
 def insert_customer(
@@ -47,6 +48,37 @@ def select_customer_by_stripe_id(cur: Cursor, stripe_customer_id: str) -> Row | 
     )
 
 
+def find_customer(cur: Cursor, text: str) -> Row | None:
+    """The customer with this id, email, Stripe id or subscription; also one that was erased, by its id."""
+    return cur.one(
+        f"""
+        SELECT {COLUMNS}
+          FROM customers
+         WHERE customer_id = %(text)s
+            OR LOWER(email COLLATE "C") = LOWER(%(text)s COLLATE "C")
+            OR stripe_customer_id = %(text)s
+            OR customer_id = (SELECT customer_id FROM subscriptions WHERE subscription_id = %(text)s)
+         LIMIT 1
+        """,
+        {"text": text},
+    )
+
+
+def select_customers_like(cur: Cursor, beginning: str, limit: int) -> list[Row]:
+    """Ids and addresses that begin like this, newest first."""
+    return cur.all(
+        """
+        SELECT customer_id, email
+          FROM customers
+         WHERE erased_at IS NULL
+           AND (STARTS_WITH(customer_id, %(beginning)s) OR STARTS_WITH(LOWER(email), LOWER(%(beginning)s)))
+         ORDER BY id DESC
+         LIMIT %(limit)s
+        """,
+        {"beginning": beginning, "limit": limit},
+    )
+
+
 def select_linked_to_others(cur: Cursor, customer_id: str, stripe_ids: list[str]) -> set[str]:
     """Those of Stripe's ids that another customer is linked to."""
     rows = cur.all(
@@ -83,7 +115,7 @@ def update_customer(
     cur: Cursor, *, customer_id: str, email: str, name: str | None, company_name: str | None
 ) -> Row:
     """Change who the customer is. A taken address raises psycopg2's UniqueViolation."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET email = %(email)s, name = %(name)s, company_name = %(company_name)s,
@@ -97,7 +129,7 @@ def update_customer(
 
 def update_stripe_customer_id(cur: Cursor, customer_id: str, stripe_customer_id: str | None) -> Row:
     """Remember (or forget) whom Stripe knows this customer as."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET stripe_customer_id = %(stripe_customer_id)s, updated_at = CURRENT_TIMESTAMP
@@ -112,7 +144,7 @@ def update_overrides(
     cur: Cursor, customer_id: str, *, max_devices: int | None, retention_days: int | None
 ) -> Row:
     """An enterprise customer's own figures; None is the plan's."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
            SET max_devices = %(max_devices)s, retention_days = %(retention_days)s,
@@ -136,10 +168,12 @@ def update_revocation(
     cur: Cursor, customer_id: str, *, revoked_at: datetime | None, reason: str | None
 ) -> Row:
     """Give this customer no license from now on; or, with None, again."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         UPDATE customers
-           SET revoked_at = %(revoked_at)s, revoke_reason = %(reason)s, updated_at = CURRENT_TIMESTAMP
+           SET revoked_at = %(revoked_at)s, revoke_reason = %(reason)s,
+               tokens_revoked_at = COALESCE(%(revoked_at)s, tokens_revoked_at),
+               updated_at = CURRENT_TIMESTAMP
          WHERE customer_id = %(customer_id)s
      RETURNING {COLUMNS}
         """,
@@ -171,7 +205,7 @@ def insert_erased_email(cur: Cursor, email_hash: str) -> None:
 def select_email_was_erased(cur: Cursor, email_hash: str) -> bool:
     """Whether a customer of this address was erased before."""
     return bool(
-        cur.the(
+        cur.exactly_one(
             "SELECT EXISTS (SELECT 1 FROM erased_emails WHERE email_hash = %(email_hash)s) AS known",
             {"email_hash": email_hash},
         )["known"]
@@ -180,4 +214,4 @@ def select_email_was_erased(cur: Cursor, email_hash: str) -> bool:
 
 def select_email_hash_key(cur: Cursor) -> str:
     """The secret under which addresses are hashed."""
-    return str(cur.the("SELECT key FROM email_hash_key")["key"])
+    return str(cur.exactly_one("SELECT key FROM email_hash_key")["key"])

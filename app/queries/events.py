@@ -17,7 +17,7 @@ def select_event(cur: Cursor, event_id: str) -> Row | None:
 
 def upsert_event(cur: Cursor, event: dict[str, Any]) -> Row:
     """Put an event with its outcome on record; one that is done stays so."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO stripe_events AS known (event_id, type, object_id, customer_id, stripe_customer_id,
                                             outcome, error, created_at, processed_at)

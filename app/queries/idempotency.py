@@ -10,7 +10,7 @@ KEPT = timedelta(hours=24)
 def try_lock(cur: Cursor, name: str) -> bool:
     """Hold `name` until the transaction ends; False when somebody else does."""
     return bool(
-        cur.the(
+        cur.exactly_one(
             "SELECT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0)) AS mine",
             {"name": name},
         )["mine"]
@@ -62,8 +62,8 @@ def upsert_answer(
     )
 
 
-def delete_note(cur: Cursor, *, caller: str, route: str, key: str) -> None:
-    """Forget that a key is being worked on, unless it has its answer."""
+def delete_claim(cur: Cursor, *, caller: str, route: str, key: str) -> None:
+    """Forget that a request is at work on a key, unless it has its answer."""
     cur.execute(
         """
         DELETE FROM idempotency_keys

@@ -6,37 +6,38 @@ from typing import Any
 from app.db import Cursor, Row
 
 COLUMNS = """jti::TEXT AS jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
-             issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
+             plan_table, issued_at, renews_at, expires_at, recheck, superseded_at, revoked_at, id"""
 
 
 def insert_license(cur: Cursor, license_row: dict[str, Any]) -> Row:
     """Put a license on record as the customer's current one."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO licenses (jti, customer_id, kid, plan, status, device_limit, token, fingerprint,
-                              issued_at, renews_at, expires_at)
+                              plan_table, issued_at, renews_at, expires_at)
         VALUES (%(jti)s, %(customer_id)s, %(kid)s, %(plan)s, %(status)s, %(device_limit)s, %(token)s,
-                %(fingerprint)s, %(issued_at)s, %(renews_at)s, %(expires_at)s)
+                %(fingerprint)s, %(plan_table)s, %(issued_at)s, %(renews_at)s, %(expires_at)s)
      RETURNING {COLUMNS}
         """,
         license_row,
     )
 
 
-def select_current_license(cur: Cursor, customer_id: str) -> Row | None:
-    """The license to hand out, if one is current."""
+def lock_current_license(cur: Cursor, customer_id: str) -> Row | None:
+    """The current license, locked until the transaction ends; None without one."""
     return cur.one(
         f"""
         SELECT {COLUMNS}
           FROM licenses
          WHERE customer_id = %(customer_id)s
            AND superseded_at IS NULL
+           FOR UPDATE
         """,
         {"customer_id": customer_id},
     )
 
 
-def select_license_to_hand_out(cur: Cursor, customer_id: str, jti: str | None) -> Row | None:
+def select_current_license(cur: Cursor, customer_id: str, jti: str | None = None) -> Row | None:
     """The current license of a customer, its columns None when there is none, and what is known of the
     license presented (`jti`). None: there is no such customer.
     """
@@ -47,16 +48,19 @@ def select_license_to_hand_out(cur: Cursor, customer_id: str, jti: str | None) -
 
 def select_last_issue(cur: Cursor, customer_id: str) -> datetime | None:
     """When the newest license of this customer says it was issued, whatever became of it."""
-    row = cur.the(
+    row = cur.exactly_one(
         "SELECT MAX(issued_at) AS issued_at FROM licenses WHERE customer_id = %(customer_id)s",
         {"customer_id": customer_id},
     )
     return row["issued_at"]  # type: ignore[no-any-return]
 
 
-def confirm_license(cur: Cursor, jti: str) -> None:
-    """It was compared with the present entitlement, and still says the right thing."""
-    cur.execute("UPDATE licenses SET recheck = FALSE WHERE jti = %(jti)s", {"jti": jti})
+def confirm_license(cur: Cursor, jti: str, plan_table: str) -> None:
+    """It was compared with the present entitlement, and still says the same."""
+    cur.execute(
+        "UPDATE licenses SET recheck = FALSE, plan_table = %(plan_table)s WHERE jti = %(jti)s",
+        {"jti": jti, "plan_table": plan_table},
+    )
 
 
 def supersede_license(cur: Cursor, customer_id: str, at: datetime) -> None:
@@ -81,7 +85,7 @@ def supersede_licenses_of_key(cur: Cursor, kid: str, at: datetime) -> None:
 
 
 def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
-    """Revoke every license this customer holds that is not revoked yet."""
+    """Revoke every license of this customer that is not revoked yet: their ids."""
     return cur.all(
         """
         UPDATE licenses
@@ -106,16 +110,19 @@ def forget_tokens(cur: Cursor, customer_id: str) -> None:
     )
 
 
-def select_license_state(cur: Cursor, jti: str) -> Row | None:
-    """What became of an issued license, and of its customer."""
+def select_license_state(cur: Cursor, customer_id: str, jti: str) -> Row | None:
+    """What became of a customer, and of the license with this id, which may not be on record."""
     return cur.one(
         """
-        SELECT license.customer_id, license.revoked_at, license.superseded_at, customer.erased_at
-          FROM licenses AS license
-          JOIN customers AS customer USING (customer_id)
-         WHERE license.jti = %(jti)s
+        SELECT customer.erased_at, customer.tokens_revoked_at, license.jti IS NOT NULL AS license_known,
+               license.revoked_at AS license_revoked_at, license.superseded_at
+          FROM customers AS customer
+          LEFT JOIN licenses AS license
+            ON license.customer_id = customer.customer_id
+           AND license.jti = %(jti)s
+         WHERE customer.customer_id = %(customer_id)s
         """,
-        {"jti": jti},
+        {"customer_id": customer_id, "jti": jti},
     )
 
 
@@ -161,13 +168,9 @@ def insert_license_key(cur: Cursor, kid: str, public_key: str) -> bool:
     return row is not None
 
 
-def select_license_key(cur: Cursor, kid: str) -> str | None:
-    """The public key (PEM) of this id."""
-    row = cur.one(
-        "SELECT public_key FROM license_keys WHERE kid = %(kid)s AND removed_at IS NULL",
-        {"kid": kid},
-    )
-    return row["public_key"] if row else None
+def select_license_key(cur: Cursor, kid: str) -> Row | None:
+    """The public key (PEM) of this id, and when it was taken out of service."""
+    return cur.one("SELECT public_key, removed_at FROM license_keys WHERE kid = %(kid)s", {"kid": kid})
 
 
 def select_key_was_removed(cur: Cursor, kid: str) -> bool:
@@ -196,19 +199,19 @@ def select_license_keys(cur: Cursor, now: datetime) -> list[Row]:
     )
 
 
-def select_published_keys(cur: Cursor, current_kid: str, now: datetime) -> list[Row]:
-    """The keys an instance may still meet: the current one, and those with a token that has not expired."""
+def select_published_keys(cur: Cursor, now: datetime) -> list[Row]:
+    """The keys that an instance may meet: those with a live token, and those made within the hour."""
     return cur.all(
         """
         SELECT key.kid, key.public_key
           FROM license_keys AS key
-         WHERE key.kid = %(current_kid)s
-            OR key.removed_at IS NULL AND EXISTS (
-               SELECT 1 FROM licenses AS license
-                WHERE license.kid = key.kid AND license.expires_at > %(now)s)
+         WHERE key.removed_at IS NULL
+           AND (key.created_at > %(now)s - INTERVAL '1 hour'
+                OR EXISTS (SELECT 1 FROM licenses AS license
+                            WHERE license.kid = key.kid AND license.expires_at > %(now)s))
          ORDER BY key.created_at DESC, key.kid
         """,
-        {"current_kid": current_kid, "now": now},
+        {"now": now},
     )
 
 

@@ -35,7 +35,7 @@ def select_customer_counts(cur: Cursor, now: datetime) -> list[Row]:
 def select_trials_ending(cur: Cursor, now: datetime) -> int:
     """Trials, ours and Stripe's, that end within seven days."""
     return int(
-        cur.the(
+        cur.exactly_one(
             """
             SELECT COUNT(*) AS trials
               FROM subscriptions

@@ -5,20 +5,25 @@ from typing import Any
 
 from app.db import Cursor, Row
 
-COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, status, paid,
-             trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
-             cancel_at, ended_at, changes, event_id, fetched_at, created_at, updated_at, id"""
+COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, billing_interval,
+             status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
+             cancel_at_period_end, cancel_at, ended_at, changes, event_id, fetched_at,
+             created_at, updated_at, id"""
 OF_CUSTOMER = (
     "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
-    "revoked_at", "revoke_reason", "erased_at", "created_at", "updated_at", "license_known",
-    "license_revoked_at",
+    "overage_price", "overage_cap", "revoked_at", "revoke_reason", "tokens_revoked_at", "erased_at",
+    "created_at", "updated_at", "license_known", "license_revoked_at",
 )  # fmt: skip
 OF_SUBSCRIPTION = (
-    "id", "subscription_id", "stripe_subscription_id", "plan", "status", "trial_ends_at",
+    "id", "subscription_id", "stripe_subscription_id", "plan", "billing_interval", "status", "trial_ends_at",
     "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end", "cancel_at", "ended_at",
     "created_at", "updated_at",
 )  # fmt: skip
 """What `find_customer` returns, in this order."""
+LISTED = (
+    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
+    "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
+)  # fmt: skip
 
 
 def insert_trial(
@@ -31,7 +36,7 @@ def insert_trial(
     ends_at: datetime,
 ) -> Row:
     """Begin a trial of our own. A second running one raises psycopg2's UniqueViolation."""
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO subscriptions (subscription_id, customer_id, plan, status, trial_ends_at,
                                    current_period_starts_at, current_period_ends_at, created_at)
@@ -97,6 +102,51 @@ def select_customer_with_subscriptions(
     return customer, rows if rows[0]["id"] is not None else []
 
 
+def select_customers_with_current(
+    cur: Cursor,
+    *,
+    at: datetime,
+    limit: int | None = None,
+    after: int | None = None,
+    email: str | None = None,
+    q: str | None = None,
+    plan: str | None = None,
+    status: str | None = None,
+) -> list[tuple[Row, Row | None]]:
+    """Customers, oldest first, each with the subscription that counts at that time. Erased ones are left out.
+
+    `q` is a part of email, name, company or id; `plan` and `status` are those of the subscription.
+    """
+    cur.execute(
+        f"""
+        SELECT {", ".join(f"c.{name}" for name in LISTED)}, {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
+          FROM customers AS c
+          LEFT JOIN LATERAL current_subscription(c.customer_id, %(at)s) AS s ON TRUE
+         WHERE c.erased_at IS NULL
+           AND (%(after)s::BIGINT IS NULL OR c.id > %(after)s)
+           AND (%(email)s::TEXT IS NULL OR LOWER(c.email COLLATE "C") = LOWER(%(email)s COLLATE "C"))
+           AND (%(q)s::TEXT IS NULL
+                OR STRPOS(LOWER(CONCAT_WS(CHR(10), c.email, c.name, c.company_name, c.customer_id)),
+                          LOWER(%(q)s)) > 0)
+           AND (%(plan)s::TEXT IS NULL OR s.plan = %(plan)s)
+           AND (%(status)s::TEXT IS NULL OR s.status = %(status)s)
+         ORDER BY c.id
+         LIMIT %(limit)s
+        """,
+        {
+            "at": at, "limit": limit, "after": after, "email": email, "q": q, "plan": plan, "status": status,
+        },
+    )  # fmt: skip
+    found: list[tuple[Row, Row | None]] = []
+    for row in cur.fetchall():
+        customer = dict(zip(LISTED, row, strict=False))
+        current = dict(
+            zip(OF_SUBSCRIPTION, row[len(LISTED) :], strict=True), customer_id=customer["customer_id"]
+        )
+        found.append((customer, current if current["id"] is not None else None))
+    return found
+
+
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:
     """One subscription by its own id."""
     return cur.one(
@@ -109,20 +159,22 @@ def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row
     """Store a subscription as Stripe has it now, at the customer whose it is now; `paid` never goes back,
     an event stays the cause.
     """
-    return cur.the(
+    return cur.exactly_one(
         f"""
         INSERT INTO subscriptions AS known (
-               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan, status, paid,
-               trial_ends_at, current_period_starts_at, current_period_ends_at, cancel_at_period_end,
+               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan,
+               billing_interval, status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
+               cancel_at_period_end,
                cancel_at, ended_at, created_at, event_id, fetched_at)
         VALUES (%(subscription_id)s, %(subscription_id)s, %(customer_id)s, %(stripe_price_id)s, %(plan)s,
-               %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
+               %(billing_interval)s, %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
                %(current_period_ends_at)s, %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s,
                %(created_at)s, %(event_id)s, CURRENT_TIMESTAMP)
             ON CONFLICT (subscription_id) DO UPDATE
            SET customer_id = EXCLUDED.customer_id,
                stripe_price_id = EXCLUDED.stripe_price_id,
                plan = EXCLUDED.plan,
+               billing_interval = EXCLUDED.billing_interval,
                status = EXCLUDED.status,
                paid = known.paid OR EXCLUDED.paid,
                trial_ends_at = EXCLUDED.trial_ends_at,

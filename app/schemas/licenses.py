@@ -5,13 +5,13 @@ from marshmallow import fields
 from app.schemas.base import CamelSchema, InputSchema, Instant, Text
 
 
-class RevokeWish(InputSchema):
+class RevokeRequest(InputSchema):
     body_optional = True
 
     reason = Text(max_length=500, allow_none=True, load_default=None)
 
 
-class VerifyWish(InputSchema):
+class VerifyRequest(InputSchema):
     license = fields.String(required=True)
 
 

@@ -5,7 +5,7 @@ from marshmallow import fields
 from app.schemas.base import CamelSchema, InputSchema, Url
 
 
-class EndpointWish(InputSchema):
+class EndpointRequest(InputSchema):
     url = Url(allow_none=True, load_default=None)
 
 

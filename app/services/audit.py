@@ -1,48 +1,23 @@
-"""Who did what, with what was before and after, in the transaction of the change itself."""
+"""The audit of what people ask for; what changes in a row is recorded by a trigger."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from app.db import Cursor
-from app.parts import actor
+from app.errors import DomainError
+from app.extensions import db
 from app.queries import audit
 
-PERSONAL_FIELDS: Final = ["email", "name", "company_name", "stripe_customer_id", "reason", "revoke_reason"]
-_LEFT_OUT: Final = {"id", "token", "fingerprint", "updated_at", "fetched_at", "recheck"}
 
-
-def record(
-    cur: Cursor,
-    action: str,
-    *,
-    subject: str,
-    customer_id: str | None = None,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    """Add a line. Of two rows given only what differs is kept; secrets never are."""
-    old, new = _told(before), _told(after)
-    if old is not None and new is not None:
-        differing = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-        old, new = _only(old, differing), _only(new, differing)
-    who = actor()
-    audit.insert_audit(
-        cur,
-        actor=who.name,
-        action=action,
-        customer_id=customer_id,
-        subject=subject,
-        before=old,
-        after=new,
-        request_id=who.request_id,
-    )
-
-
-def _told(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return {name: value for name, value in row.items() if name not in _LEFT_OUT}
-
-
-def _only(row: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: row[name] for name in sorted(names) if name in row}
+@contextmanager
+def audited(action: str, customer_id: str, subject: str, **note: Any) -> Iterator[None]:
+    """Record who asks for this before it is done, and a second time with the reason if it is refused."""
+    with db.transaction() as cur:
+        audit.insert_audit(cur, action, customer_id=customer_id, subject=subject, note=note)
+    try:
+        yield
+    except DomainError as error:
+        refusal = note | {"refused": error.message, "stripe_request_id": getattr(error, "request_id", None)}
+        with suppress(DomainError), db.transaction() as cur:
+            audit.insert_audit(cur, action, customer_id=customer_id, subject=subject, note=refusal)
+        raise

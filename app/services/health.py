@@ -1,9 +1,7 @@
 """What a load balancer and a monitoring system ask."""
 
-import mmap
 import os
 from collections.abc import Iterator
-from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,33 +10,24 @@ from prometheus_client.registry import Collector
 
 from app import migrations
 from app.config import ConfigError
+from app.context import now
 from app.errors import DomainError
-from app.parts import now, parts
+from app.extensions import db, keyring
 from app.plans import PLANS
 from app.queries import metrics
-
-_stopping: Final = mmap.mmap(-1, 1)
-"""Shared by gunicorn's master and the workers that it forks."""
-
-
-def announce_stop() -> None:
-    """From now on no process of this server is ready."""
-    _stopping[0] = 1
 
 
 def failing_parts() -> dict[str, str]:
     """What keeps this process from serving, by name; empty when nothing does."""
     failing = {}
-    if _stopping[0]:
-        failing["process"] = "shutting down"
     try:
-        pending = [m.name for m in migrations.status(parts().db) if m.applied_at is None]
+        pending = [m.name for m in migrations.status(db) if m.applied_at is None]
         if pending:
             failing["migrations"] = f"pending: {', '.join(pending)}"
     except DomainError as error:
         failing["database" if error.code == 503 else "migrations"] = error.message
     try:
-        parts().keyring.signing_key()
+        keyring.signing_key()
     except ConfigError as error:
         failing["signing_key"] = str(error).partition(":")[0]
     return failing
@@ -61,7 +50,7 @@ class _Affairs(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            with parts().db.statement() as cur:
+            with db.statement() as cur:
                 counts = metrics.select_customer_counts(cur, now())
                 ending = metrics.select_trials_ending(cur, now())
         except DomainError:

@@ -1,16 +1,18 @@
-"""Handing out licenses: the current one, a fresh one when the entitlement changed, none when revoked."""
+"""Licenses: the current one, a fresh one when the entitlement changed, none when revoked; their keys."""
 
 import logging
 import uuid
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from flask import has_request_context
 
 from app.config import ConfigError
-from app.db import ROW_WAIT_SECONDS, Cursor, Row
+from app.context import now
+from app.db import Cursor, Row
 from app.entitlements import Entitlement, entitle, license_expiry
 from app.errors import Forbidden, NotFound, Unauthorized, Unavailable
+from app.extensions import db, keyring, settings
 from app.licenses import (
     InvalidToken,
     PublicKey,
@@ -22,128 +24,159 @@ from app.licenses import (
     sign,
 )
 from app.observe import LICENSES
-from app.parts import now, parts
+from app.plans import PLAN_TABLE
 from app.queries import customers, licenses, subscriptions
-from app.services import audit
 
 REVOCATION_LIST_HOURS: Final = 24
 log = logging.getLogger(__name__)
 
 
-def current_license(customer_id: str, jti: str | None = None) -> Row:
-    """The license row to hand out, issued now if need be. `jti` is the license presented, if one was.
+def require_serving(
+    found: Row | None, customer_id: str, token: Token | None, *, renewing: bool = False
+) -> Row:
+    """The row found for a customer, if the license presented with the request serves (None: an operator asks).
 
-    Raises NotFound, Forbidden when the customer's licenses are revoked, and what `check_presented` does.
+    The row needs `erased_at`, `license_known`, `license_revoked_at`, `tokens_revoked_at`. `renewing`: a license
+    that is not on record serves too, as it may be younger than the backup that was restored.
+    Raises NotFound for the customer, Unauthorized or Forbidden for the license.
     """
-    with parts().db.statement() as cur:
-        found = licenses.select_license_to_hand_out(cur, customer_id, jti)
-    found = check_presented(found, customer_id, jti)
-    return found if still_says(found) else renew_license(customer_id)
-
-
-def check_presented(found: Row | None, customer_id: str, jti: str | None) -> Row:
-    """What was found about a customer, if it is there and the license presented for it (`jti`) counts.
-
-    Raises Unauthorized or Forbidden for the license, NotFound for the customer.
-    """
-    if found is None or found["erased_at"]:
-        if jti is None:
+    if token is None:
+        if found is None or found["erased_at"]:
             raise NotFound(f"There is no customer {customer_id}.")
+        return found
+    if found is None or found["erased_at"] or not (found["license_known"] or renewing):
         raise Unauthorized("This license is not on record.")
-    if jti is not None and not found["license_known"]:
-        raise Unauthorized("This license is not on record.")
-    if found["license_revoked_at"]:
+    if found["license_revoked_at"] or (not found["license_known"] and _was_revoked(found, token)):
         raise Forbidden("This license is revoked.")
     return found
 
 
-def hold_customer(cur: Cursor, customer_id: str) -> Row:
-    """The row, held against others until the transaction ends; NotFound, also for an erased customer."""
+def _was_revoked(customer: Row, token: Token) -> bool:
+    """Whether a license that is not on record was issued before the customer's latest revocation."""
+    revoked_at: datetime | None = customer["tokens_revoked_at"]
+    return revoked_at is not None and token.issued_at <= revoked_at
+
+
+def current_license(customer_id: str, presented: Token | None = None, *, renewing: bool = False) -> Row:
+    """The license row to hand out, issued now if need be.
+
+    Raises NotFound, Forbidden when the customer's licenses are revoked, and what `require_serving` does.
+    """
+    with db.statement() as cur:
+        found = licenses.select_current_license(cur, customer_id, presented.jti if presented else None)
+    found = require_serving(found, customer_id, presented, renewing=renewing)
+    if is_current(found) and not is_older(found, presented):
+        return found
+    with db.transaction() as cur:
+        return renew_license(cur, customer_id, presented)
+
+
+def is_current(license_row: Row) -> bool:
+    """Whether this license, if there is one, still says what the customer may use."""
+    renews_at = license_row["renews_at"]
+    return (
+        renews_at is not None
+        and now() < renews_at
+        and not license_row["recheck"]
+        and license_row["plan_table"] == PLAN_TABLE
+    )
+
+
+def is_older(license_row: Row, presented: Token | None) -> bool:
+    """Instances refuse a license that is older than theirs, as the current one is after a restore."""
+    return presented is not None and license_row["issued_at"] < presented.issued_at
+
+
+def renew_license(cur: Cursor, customer_id: str, presented: Token | None = None) -> Row:
+    """Derive the entitlement again: the current license if it still says the same, else a fresh one."""
+    customer = lock_customer_or_404(cur, customer_id)
+    if customer["revoked_at"]:
+        raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
+    return issue_license(cur, customer, not_before=presented.issued_at if presented else None)
+
+
+def lock_customer_or_404(cur: Cursor, customer_id: str) -> Row:
+    """The row, locked until the transaction ends; NotFound, also for an erased customer."""
     customer = customers.lock_customer(cur, customer_id)
     if customer is None or customer["erased_at"]:
         raise NotFound(f"There is no customer {customer_id}.")
     return customer
 
 
-def still_says(current: Row) -> bool:
-    """Whether the current license of this row, if it has one, tells what the customer may use now."""
-    renews_at = current["renews_at"]
-    return renews_at is not None and not current["recheck"] and now() < renews_at
+def issue_license(
+    cur: Cursor, customer: Row, entitlement: Entitlement | None = None, *, not_before: datetime | None = None
+) -> Row:
+    """The current license if it says the same as the entitlement (derived unless given), else a fresh one.
 
-
-def renew_license(customer_id: str) -> Row:
-    """Derive the entitlement anew; keep the current license if it still says the same, else issue one."""
-    with parts().db.transaction() as cur:
-        parts().db.wait_at_most(cur, ROW_WAIT_SECONDS)
-        customer = hold_customer(cur, customer_id)
-        if customer["revoked_at"]:
-            raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
-        return issue_license(cur, customer)
-
-
-def issue_license(cur: Cursor, customer: Row) -> Row:
-    """The same inside a transaction that holds the customer; the caller has looked for a revocation."""
+    For a transaction that has locked the customer and looked for a revocation. `not_before`: the least `iat`.
+    """
     customer_id = customer["customer_id"]
-    if customer["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
-    current = licenses.select_current_license(cur, customer_id)
     at = now().replace(microsecond=0)
+    if entitlement is None:
+        entitlement = entitle(customer, subscriptions.select_subscriptions(cur, [customer_id]), at)
+    current = licenses.lock_current_license(cur, customer_id)
     # Instances refuse to go back to an older `iat`, also when our clock was set back.
-    issued_at = max(at, licenses.select_last_issue(cur, customer_id) or at)
-    entitlement = entitlement_of(cur, customer, at)
-    settings = parts().settings
+    newest = [licenses.select_last_issue(cur, customer_id), not_before]
+    issued_at = max([at, *filter(None, newest)])
     expires_at = license_expiry(
         entitlement,
         issued_at,
         validity_days=settings.license_validity_days,
         grace_days=settings.license_grace_days,
     ).replace(microsecond=0)
+    expires_at = max(issued_at, expires_at)
     claims = license_claims(
         customer,
         entitlement,
         issuer=settings.license_issuer,
         jti=str(uuid.uuid4()),
         issued_at=issued_at,
-        expires_at=max(issued_at, expires_at),
+        expires_at=expires_at,
     )
     if current:
         # The claims spell unlimited as a number, the row does not.
-        same = (fingerprint(claims), entitlement.device_limit)
-        if (current["fingerprint"], current["device_limit"]) == same and at < current["renews_at"]:
-            licenses.confirm_license(cur, current["jti"])
+        is_same = (current["fingerprint"], current["device_limit"]) == (
+            fingerprint(claims),
+            entitlement.device_limit,
+        )
+        if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
+            licenses.confirm_license(cur, current["jti"], PLAN_TABLE)
             return current
         licenses.supersede_license(cur, customer_id, at)
-    issued = licenses.insert_license(cur, _row(cur, claims, entitlement))
-    LICENSES.labels(issued["plan"]).inc()
-    audit.record(
+    key = signing_key()
+    register_key(cur, key.public)
+    issued = licenses.insert_license(
         cur,
-        "license.issue",
-        customer_id=customer_id,
-        subject=issued["jti"],
-        before=current and {"jti": current["jti"], "plan": current["plan"]},
-        after={name: issued[name] for name in ("jti", "kid", "plan", "status", "expires_at")},
-    )
+        {
+            "jti": claims["jti"], "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
+            "status": entitlement.status, "device_limit": entitlement.device_limit,
+            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": PLAN_TABLE,
+            "issued_at": issued_at, "renews_at": issued_at + (expires_at - issued_at) / 2,
+            "expires_at": expires_at,
+        },
+    )  # fmt: skip
+    LICENSES.labels(issued["plan"]).inc()
     return issued
 
 
-def _row(cur: Cursor, claims: dict[str, Any], entitlement: Entitlement) -> dict[str, Any]:
-    key = signing_key()
-    register_key(cur, key.public)
-    issued_at = datetime.fromtimestamp(claims["iat"], now().tzinfo)
-    expires_at = datetime.fromtimestamp(claims["exp"], now().tzinfo)
-    return {
-        "jti": claims["jti"],
-        "customer_id": claims["sub"],
-        "kid": key.public.kid,
-        "plan": claims["plan"],
-        "status": entitlement.status,
-        "device_limit": entitlement.device_limit,
-        "token": sign(claims, key),
-        "fingerprint": fingerprint(claims),
-        "issued_at": issued_at,
-        "renews_at": issued_at + (expires_at - issued_at) / 2,
-        "expires_at": expires_at,
-    }
+def revoke(customer_id: str, reason: str | None) -> Row:
+    """Revoke every license of a customer, and give out none until reinstated. Twice is once."""
+    with db.transaction("license.revoke") as cur:
+        customer = lock_customer_or_404(cur, customer_id)
+        if customer["revoked_at"]:
+            return customer
+        licenses.revoke_licenses(cur, customer_id, now())
+        return customers.update_revocation(cur, customer_id, revoked_at=now(), reason=reason)
+
+
+def reinstate(customer_id: str) -> tuple[Row, Row, bool]:
+    """Give out licenses again: customer, license, and whether it was revoked. Revoked licenses stay so."""
+    with db.transaction("license.reinstate") as cur:
+        customer = lock_customer_or_404(cur, customer_id)
+        was_revoked = customer["revoked_at"] is not None
+        if was_revoked:
+            customer = customers.update_revocation(cur, customer_id, revoked_at=None, reason=None)
+        return customer, issue_license(cur, customer), was_revoked
 
 
 def signing_key() -> SigningKey:
@@ -152,7 +185,7 @@ def signing_key() -> SigningKey:
     Without one: Unavailable in a request, ConfigError with the line that names the setting elsewhere.
     """
     try:
-        return parts().keyring.signing_key()
+        return keyring.signing_key()
     except ConfigError as error:
         if not has_request_context():
             raise
@@ -161,20 +194,15 @@ def signing_key() -> SigningKey:
 
 
 def register_key(cur: Cursor, key: PublicKey) -> None:
-    """Put a signing key on record before the first license that needs it.
-
-    Raises Unavailable for one that was removed: what it signs, nobody would believe.
-    """
-    if licenses.insert_license_key(cur, key.kid, key.pem):
-        audit.record(cur, "key.register", subject=key.kid, after={"kid": key.kid})
-    else:
+    """Put a signing key on record before the first license that needs it. Unavailable for a removed one."""
+    if not licenses.insert_license_key(cur, key.kid, key.pem):
         _refuse_removed(cur, key)
 
 
 def trusted_signing_key() -> SigningKey:
     """The key that signs now, unless it was taken out of service: then Unavailable."""
     key = signing_key()
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         _refuse_removed(cur, key.public)
     return key
 
@@ -185,81 +213,38 @@ def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
         raise Unavailable("The signing key was taken out of service. Put another one in its place.")
 
 
-def entitlement_of(cur: Cursor, customer: Row, at: datetime) -> Entitlement:
-    """What this customer may use at that time."""
-    rows = subscriptions.select_subscriptions(cur, [customer["customer_id"]])
-    return entitle(customer, rows, at)
-
-
-def revoke(customer_id: str, reason: str | None) -> Row:
-    """Revoke every license of a customer, and give out none until reinstated. Twice is once."""
-    with parts().db.transaction() as cur:
-        customer = hold_customer(cur, customer_id)
-        if customer["revoked_at"]:
-            return customer
-        at = now()
-        revoked = licenses.revoke_licenses(cur, customer_id, at)
-        after = customers.update_revocation(cur, customer_id, revoked_at=at, reason=reason)
-        audit.record(
-            cur,
-            "license.revoke",
-            customer_id=customer_id,
-            subject=customer_id,
-            before={"revoked_at": None},
-            after={"revoked_at": at, "reason": reason, "revoked": [row["jti"] for row in revoked]},
-        )
-        return after
-
-
-def reinstate(customer_id: str) -> tuple[Row, Row]:
-    """Give out licenses again: customer and a new license. The revoked ones stay revoked."""
-    with parts().db.transaction() as cur:
-        customer = hold_customer(cur, customer_id)
-        if customer["revoked_at"]:
-            before = {"revoked_at": customer["revoked_at"], "reason": customer["revoke_reason"]}
-            customer = customers.update_revocation(cur, customer_id, revoked_at=None, reason=None)
-            audit.record(
-                cur,
-                "license.reinstate",
-                customer_id=customer_id,
-                subject=customer_id,
-                before=before,
-                after={"revoked_at": None},
-            )
-        return customer, issue_license(cur, customer)
-
-
 def find_key(kid: str) -> PublicKey | None:
-    """The public key of this id, if it is on record and was not removed."""
-
-    def look_up(kid: str) -> PublicKey | None:
-        with parts().db.statement() as cur:
-            pem = licenses.select_license_key(cur, kid)
-        return PublicKey(kid, pem) if pem else None
-
-    return parts().keyring.public_key(kid, look_up)
+    """The public key of this id, if it is on record and was not removed, or if it signs now."""
+    return keyring.public_key(kid, _look_up_key)
 
 
-def decode(token: str) -> Token:
-    """A token whose form and signature hold. Raises InvalidToken."""
-    return read_token(token, find_key, parts().settings.license_issuer)
+def _look_up_key(kid: str) -> PublicKey | None:
+    with db.statement() as cur:
+        row = licenses.select_license_key(cur, kid)
+    if row:
+        return None if row["removed_at"] else PublicKey(kid, row["public_key"])
+    # After a restore the database may not know the key that signs.
+    current = signing_key().public
+    return current if current.kid == kid else None
 
 
-def verify(token: str) -> tuple[str, Token | None]:
+def verify(text: str) -> tuple[str, Token | None]:
     """The reason code (VALID, SUPERSEDED, REVOKED, EXPIRED, …) and, where one was read, the token."""
     try:
-        read = decode(token.strip())
+        token = read_token(text.strip(), find_key, settings.license_issuer)
     except InvalidToken as error:
         return error.code, None
-    with parts().db.statement() as cur:
-        state = licenses.select_license_state(cur, read.jti)
-    if state is None or state["customer_id"] != read.customer_id:
+    with db.statement() as cur:
+        found = licenses.select_license_state(cur, token.customer_id, token.jti)
+    if found is None:
         return "MALFORMED", None
-    if state["revoked_at"] or state["erased_at"]:
-        return "REVOKED", read
-    if read.expires_at <= now():
-        return "EXPIRED", read
-    return "SUPERSEDED" if state["superseded_at"] else "VALID", read
+    if found["erased_at"] or found["license_revoked_at"]:
+        return "REVOKED", token
+    if not found["license_known"] and _was_revoked(found, token):
+        return "REVOKED", token
+    if token.expires_at <= now():
+        return "EXPIRED", token
+    return "VALID" if found["license_known"] and not found["superseded_at"] else "SUPERSEDED", token
 
 
 def revocation_list() -> tuple[str, datetime]:
@@ -269,22 +254,22 @@ def revocation_list() -> tuple[str, datetime]:
     """
     issued_at = now().replace(minute=0, second=0, microsecond=0)
     expires_at = issued_at + timedelta(hours=REVOCATION_LIST_HOURS)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         revoked = licenses.select_revoked_jtis(cur, now())
-    claims = {
-        "iss": parts().settings.license_issuer,
+    claims: dict[str, Any] = {
+        "iss": settings.license_issuer,
         "iat": int(issued_at.timestamp()),
         "exp": int(expires_at.timestamp()),
         "revoked": revoked,
     }
-    return sign(claims, trusted_signing_key()), expires_at
+    return sign(claims, trusted_signing_key()), expires_at.astimezone(UTC)
 
 
 def published_keys() -> list[PublicKey]:
-    """The signing key, and the older ones that still have a token that has not expired; none was removed."""
+    """The signing key, one that is about to sign, and the older ones that still have a live token."""
     current = signing_key().public
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         removed = licenses.select_key_was_removed(cur, current.kid)
-        rows = licenses.select_published_keys(cur, current.kid, now())
-    older = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
-    return older if removed else [current, *older]
+        rows = licenses.select_published_keys(cur, now())
+    others = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
+    return others if removed else [current, *others]

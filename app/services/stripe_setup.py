@@ -3,14 +3,14 @@
 import hashlib
 from typing import Any
 
-from app.parts import now, parts
+from app.context import now
+from app.extensions import settings, stripe
 from app.plans import PAID_PLANS, PLANS, Plan
 from app.stripe_gateway import WEBHOOK_EVENTS
 
 
 def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
     """The `.env` lines for what there is now, and notes for the operator."""
-    stripe = parts().stripe
     lines: dict[str, str] = {}
     notes: list[str] = []
     with stripe.slot():
@@ -44,17 +44,17 @@ def _price_of(plan: Plan, prices: list[dict[str, Any]]) -> str | None:
 
     None for a plan that is not sold online.
     """
-    configured = parts().settings.stripe_prices.get(plan.name)
-    if configured and parts().stripe.price_is_active(configured):
+    configured = settings.stripe_prices.get((plan.name, "month"))
+    if configured and stripe.price_is_active(configured):
         return configured
-    of_plan = [price for price in prices if parts().stripe.plan_of(price) == plan.name]
+    of_plan = [price for price in prices if stripe.plan_of(price) == plan.name]
     active = [price for price in of_plan if price["active"]]
     if active:
         return str(active[0]["id"])
     if plan.monthly_cents is None:
         return None
     key = f"{plan.name}-after-{of_plan[0]['id'] if of_plan else 'none'}"
-    return parts().stripe.create_product_with_price(plan.name, _description(plan), plan.monthly_cents, key)
+    return stripe.create_product_with_price(plan.name, _description(plan), plan.monthly_cents, key)
 
 
 def _description(plan: Plan) -> str:

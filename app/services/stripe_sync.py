@@ -2,18 +2,17 @@
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app.db import Cursor, Row
+from app.context import now, set_actor
+from app.db import Cursor, Row, lock
 from app.entitlements import ENDED_STATUSES, KNOWN_STATUSES, is_live
 from app.errors import DomainError, NotFound
+from app.extensions import db, stripe
 from app.observe import WEBHOOK_LAG, WEBHOOKS
-from app.parts import now, parts, set_actor
 from app.queries import customers, events, subscriptions
-from app.services import audit
-from app.services.customers import end_trials, find_stripe_customers, get_customer
+from app.services.customers import find_stripe_customers, get_customer
 from app.services.licenses import issue_license
 from app.stripe_gateway import WEBHOOK_EVENTS, named_by
 
@@ -57,9 +56,8 @@ def sync_customer(
     fetch is always the last one stored, whatever order events come in. `also` are further customers
     at Stripe that name ours; a subscription once known is followed whosever it is there.
     """
-    held = parts()
-    with held.stripe.slot(), held.db.transaction() as cur:
-        held.db.lock(cur, f"sync {customer_id}")
+    with stripe.slot(), db.transaction() as cur:
+        lock(cur, f"sync {customer_id}", 90)
         customer = customers.select_customer(cur, customer_id)
         if customer is None:
             raise NotFound(f"There is no customer {customer_id}.")
@@ -82,7 +80,7 @@ def _fetch(stripe_customer_ids: Iterable[str | None], known: dict[str, Row]) -> 
     """Every subscription of these customers at Stripe, and the known ones: what Stripe lacks as canceled."""
     found = set()
     for stripe_customer_id in filter(None, dict.fromkeys(stripe_customer_ids)):
-        for row in parts().stripe.list_subscriptions(stripe_customer_id):
+        for row in stripe.list_subscriptions(stripe_customer_id):
             found.add(row["subscription_id"])
             yield row
     for row in known.values():
@@ -90,12 +88,12 @@ def _fetch(stripe_customer_ids: Iterable[str | None], known: dict[str, Row]) -> 
             continue
         if row["status"] in ENDED_STATUSES:
             continue
-        fetched = parts().stripe.retrieve_subscription(row["subscription_id"])
+        fetched = stripe.retrieve_subscription(row["subscription_id"])
         yield fetched or {**row, "status": "canceled", "ended_at": now().replace(microsecond=0)}
 
 
 def _is_gone(customer: Row) -> bool:
-    return parts().stripe.customer_is_deleted(customer["stripe_customer_id"])
+    return stripe.customer_is_deleted(customer["stripe_customer_id"])
 
 
 def _store(
@@ -117,13 +115,9 @@ def _store(
         stored = subscriptions.upsert_stripe_subscription(
             cur, row | {"customer_id": customer_id, "event_id": event_id}
         )
-        audit.record(
-            cur, "subscription.sync", customer_id=customer_id, subject=row["subscription_id"],
-            before=before, after=stored,
-        )  # fmt: skip
         _report_oddities(stored)
     if any(row["paid"] for row in fetched):
-        end_trials(cur, customer_id, now())  # the first payment ends them for good
+        subscriptions.end_trials(cur, customer_id, now())  # the first payment ends them for good
     if forget_link:
         set_link(cur, customer, None)
     live = [row for row in subscriptions.select_subscriptions(cur, [customer_id]) if is_live(row)]
@@ -172,7 +166,7 @@ def handle_event(event: dict[str, Any]) -> str:
     """
     set_actor(f"stripe:{event['event_id']}")
     record = _event_record(event)
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         known = events.select_event(cur, record["event_id"])
     if known and known["outcome"] == "done":
         return "done"
@@ -181,7 +175,7 @@ def handle_event(event: dict[str, Any]) -> str:
     except Exception as error:
         record |= {"outcome": "failed", "error": _summary(error)}
         _count(event, "failed")
-        with parts().db.transaction() as cur:
+        with db.transaction() as cur:
             events.upsert_event(cur, record)
         raise
     _count(event, outcome)
@@ -189,7 +183,7 @@ def handle_event(event: dict[str, Any]) -> str:
 
 
 def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
-    if event["type"] in WEBHOOK_EVENTS and event["livemode"] == parts().stripe.livemode:
+    if event["type"] in WEBHOOK_EVENTS and event["livemode"] == stripe.livemode:
         return _sync_and_record(*_whose(record), record)
     return _sync_and_record(None, None, record)
 
@@ -201,9 +195,10 @@ def _sync_and_record(customer_id: str | None, also: str | None, record: dict[str
         "outcome": "done" if customer_id else "ignored",
         "error": None,
     }
-    with parts().stripe.slot() if customer_id else nullcontext(), parts().db.transaction() as cur:
+    if customer_id:
+        sync_customer(customer_id, record["event_id"], also=[also])
+    with db.transaction() as cur:
         if customer_id:
-            sync_customer(customer_id, record["event_id"], also=[also])
             customer = customers.lock_customer(cur, customer_id)
             if customer is None or customer["erased_at"]:
                 record |= {"object_id": None, "stripe_customer_id": None}
@@ -222,17 +217,17 @@ def _owner(stripe_customer_id: str | None) -> str | None:
     """Our customer that one of Stripe's is, by our record or else by Stripe's; linked, if none was."""
     if stripe_customer_id is None:
         return None
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         customer = customers.select_customer_by_stripe_id(cur, stripe_customer_id)
     if customer is not None:
         return str(customer["customer_id"])
-    named = parts().stripe.owner_of(stripe_customer_id)
+    named = stripe.owner_of(stripe_customer_id)
     return link_customer(named, stripe_customer_id) if named else None
 
 
 def _holder(subscription_id: str | None) -> str | None:
     """Our customer that has this subscription on record, whoever it is Stripe's by now."""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         row = subscriptions.select_subscription(cur, subscription_id or "")
     return str(row["customer_id"]) if row else None
 
@@ -242,7 +237,7 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
     One that is linked to another keeps that link: of both what is paid counts.
     """
-    with parts().db.transaction() as cur:
+    with db.transaction() as cur:
         customer = customers.lock_customer(cur, customer_id)
         if customer is None or customer["erased_at"]:
             return None
@@ -255,12 +250,7 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
     """Put on record whom Stripe knows this customer as, from now on."""
-    customer_id, before = customer["customer_id"], customer["stripe_customer_id"]
-    after = customers.update_stripe_customer_id(cur, customer_id, stripe_customer_id)
-    audit.record(
-        cur, "customer.link" if stripe_customer_id else "customer.unlink", customer_id=customer_id,
-        subject=stripe_customer_id or before, before=customer, after=after,
-    )  # fmt: skip
+    customers.update_stripe_customer_id(cur, customer["customer_id"], stripe_customer_id)
 
 
 def _event_record(event: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +279,7 @@ def _summary(error: Exception) -> str:
 
 def replay_event(event_id: str) -> str:
     """Follow an event of the record once more: the present state of its customer is fetched."""
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         known = events.select_event(cur, event_id)
         if known is None:
             raise NotFound(f"There is no event {event_id} on record.")
@@ -305,12 +295,12 @@ def sync_all(
     Without `dry_run` each customer that differs is fetched anew and mended. `progress` is told how
     many more steps are done, and how many more have come into sight.
     """
-    with parts().db.statement() as cur:
+    with db.statement() as cur:
         linked = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
         known = {row["subscription_id"]: row for row in subscriptions.select_stripe_subscriptions(cur)}
     owners = {stripe_id: owner for owner, stripe_id in linked.items() if stripe_id}
     unlinked: dict[str, str] = {}
-    for customer in parts().stripe.list_customers():
+    for customer in stripe.list_customers():
         owner = named_by(customer)
         if owner is None or owner not in linked:
             continue
@@ -358,7 +348,7 @@ def _compare_all(
     """What differs, by customer. `present` are ours, `owners` tells of Stripe's whose they are."""
     differing: dict[str, list[Difference]] = {}
     seen = set()
-    for fetched in parts().stripe.list_subscriptions():
+    for fetched in stripe.list_subscriptions():
         progress(1)
         seen.add(fetched["subscription_id"])
         ours = known.get(fetched["subscription_id"])

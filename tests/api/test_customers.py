@@ -1,0 +1,301 @@
+"""Customers over HTTP: joining, reading, changing; what is refused stores nothing."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from app.queries import customers
+from app.queries.subscriptions import OF_CUSTOMER, OF_SUBSCRIPTION
+from tests.conftest import ADMIN
+from tests.factories import bearer, make_customer
+
+
+def test_joins_in_trial_mode(client, sql):
+    created = make_customer(client, email="Ada@Example.com", name="Ada", companyName="Engines Ltd")
+
+    assert re.fullmatch(r"cust_[a-z0-9]{12,}", created["customerId"])
+    assert created["email"] == "Ada@Example.com"
+    assert created["companyName"] == "Engines Ltd"
+    assert created["stripeCustomerId"] is None
+    subscription = created["subscription"]
+    assert subscription["subscriptionId"].startswith("trial_")
+    assert (subscription["plan"], subscription["status"], subscription["deviceLimit"]) == (
+        "trial",
+        "trialing",
+        5,
+    )
+    assert subscription["features"]["dataRetentionDays"] == 30
+    assert subscription["limits"] == {"maxUsers": 5, "maxAlertRules": 25, "maxDashboards": 10}
+    [row] = sql("SELECT trial_ends_at - created_at AS length, plan FROM subscriptions")
+    assert (row["length"].days, row["plan"]) == (14, "trial")
+    assert sql("SELECT token FROM licenses")[0]["token"] == created["license"]
+
+
+def test_a_plan_begins_its_trial(client, sql):
+    created = make_customer(client, plan="enterprise")
+
+    assert created["subscription"]["plan"] == "enterprise"
+    assert created["subscription"]["deviceLimit"] is None
+    assert created["subscription"]["features"]["maxDevices"] is None
+    assert created["subscription"]["limits"]["maxUsers"] is None
+    assert sql("SELECT trial_used_at FROM customers")[0]["trial_used_at"] is not None
+
+
+def test_both_spellings(client):
+    answer = client.post(
+        "/api/customers", json={"email": "a@example.com", "company_name": "Acme Corp"}, headers=ADMIN
+    )
+    assert (answer.status_code, answer.json["companyName"], answer.json["name"]) == (201, "Acme Corp", None)
+    answer = client.post("/api/customers", json={"email": "b@example.com", "company": "Acme"}, headers=ADMIN)
+    assert (answer.status_code, answer.json["companyName"]) == (201, "Acme")
+
+
+def test_the_columns_of_a_customer_with_its_subscriptions_are_what_they_are_called(app):
+    """They are told by their places; two names that subscriptions share with customers have a prefix."""
+    with app.extensions["billing.db"].statement() as cur:
+        cur.execute("SELECT * FROM find_customer('cust_0', NULL)")
+        names = [column[0] for column in cur.description]
+    width = len(OF_CUSTOMER)
+    assert tuple(names[:width]) == OF_CUSTOMER
+    assert tuple(re.sub("^subscription_(?!id)", "", name) for name in names[width:]) == OF_SUBSCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("fields", "offending"),
+    [
+        ({"email": "a b@example.com"}, "email"),
+        ({"email": " a@example.com"}, "email"),
+        ({"email": "a@example.com "}, "email"),
+        ({"email": "a@"}, "email"),
+        ({"email": "a" * 290 + "@example.com"}, "email"),
+        ({"email": "é@example.com"}, "email"),
+        ({"email": "a@exa\u017fmple.com"}, "email"),
+        ({"email": "a@example.com\x00"}, "email"),
+        ({"email": ["a@example.com"]}, "email"),
+        ({"email": None}, "email"),
+        ({"email": 5}, "email"),
+        ({"email": True}, "email"),
+        ({"email": {"$ne": ""}}, "email"),
+        ({"email": "a@localhost"}, "email"),
+        ({"email": "a" * 65 + "@example.com"}, "email"),
+        ({"email": "a@[192.0.2.1]"}, "email"),
+        ({"name": "a\u202eb"}, "name"),
+        ({"name": "a\u2028b"}, "name"),
+        ({"company__name": "A"}, "company__name"),
+        ({"company_Name": "A"}, "company_Name"),
+        ({"name": ""}, "name"),
+        ({"name": "   "}, "name"),
+        ({"name": "a\x00b"}, "name"),
+        ({"name": "a\ud800b"}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 256}, "name"),
+        ({"name": 7}, "name"),
+        ({"companyName": "x" * 256}, "companyName"),
+        ({"companyName": "A", "company_name": "B"}, "companyName"),
+        ({"companyName": "A", "company": "B"}, "companyName"),
+        ({"plan": "platinum"}, "plan"),
+        ({"plan": "Professional"}, "plan"),
+        ({"plan": 1}, "plan"),
+        ({"role": "admin"}, "role"),
+        ({"customerId": "cust_mine00000000"}, "customerId"),
+        ({"subscription": {"plan": "enterprise"}}, "subscription"),
+    ],
+)
+def test_bad_fields_are_named_and_nothing_is_stored(client, sql, fields: dict[str, Any], offending: str):
+    answer = client.post("/api/customers", json={"email": "ok@example.com"} | fields, headers=ADMIN)
+
+    assert answer.status_code == 422, answer.json
+    assert offending in answer.json["errors"]["json"]
+    assert sql("SELECT 1 FROM customers") == []
+    assert sql("SELECT 1 FROM audit_log") == []
+
+
+@pytest.mark.parametrize("other", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@Example.Com"])
+def test_the_same_email_is_taken_in_any_letter_case(client, sql, other: str):
+    make_customer(client, email="ada@example.com")
+    answer = client.post("/api/customers", json={"email": other}, headers=ADMIN)
+
+    assert answer.status_code == 409
+    assert "GET /api/customers?email=" in answer.json["message"]
+    assert sql("SELECT COUNT(*) AS n FROM customers") == [{"n": 1}]
+    assert sql("SELECT COUNT(*) AS n FROM subscriptions") == [{"n": 1}]
+
+
+def test_thirty_at_once_are_one(app, sql):
+    def create(number: int) -> int:
+        email = "same@example.com" if number % 2 else "SAME@example.com"
+        return app.test_client().post("/api/customers", json={"email": email}, headers=ADMIN).status_code
+
+    with ThreadPoolExecutor(10) as pool:
+        statuses = list(pool.map(create, range(30)))
+
+    assert sorted(statuses) == [201] + [409] * 29
+    counts = sql(
+        """SELECT (SELECT COUNT(*) FROM customers) AS customers,
+                  (SELECT COUNT(*) FROM subscriptions) AS subscriptions,
+                  (SELECT COUNT(*) FROM licenses) AS licenses"""
+    )
+    assert counts == [{"customers": 1, "subscriptions": 1, "licenses": 1}]
+
+
+def test_show(client):
+    created = make_customer(client)
+    path = f"/api/customers/{created['customerId']}"
+
+    for headers in (ADMIN, bearer(created["license"])):
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == 200
+        assert answer.json == {k: v for k, v in created.items() if k != "license"}
+
+
+@pytest.mark.parametrize(
+    "customer_id",
+    ["cust_unknown00000", "x", "'; DROP TABLE customers; --", "..", "%00", "%2e%2e", "a" * 300, "cust_é"],
+)
+def test_unknown_ids_are_404(client, customer_id: str):
+    answer = client.get(f"/api/customers/{customer_id}", headers=ADMIN)
+    assert answer.status_code == 404
+    assert answer.json["code"] == 404
+
+
+def test_list_pages_meet_everybody_once(client):
+    made = [make_customer(client)["customerId"] for _ in range(7)]
+    met, cursor = [], None
+    while True:
+        query = {"limit": 3} | ({"cursor": cursor} if cursor else {})
+        answer = client.get("/api/customers", query_string=query, headers=ADMIN)
+        met += [customer["customerId"] for customer in answer.json["customers"]]
+        cursor = answer.json["nextCursor"]
+        if cursor is None:
+            break
+        make_customer(client) if len(met) == 3 else None
+
+    assert met[:7] == made
+    assert len(met) == len(set(met)) == 8
+
+
+def test_a_last_page_that_is_full_says_so(client):
+    for _ in range(3):
+        make_customer(client)
+    assert client.get("/api/customers?limit=3", headers=ADMIN).json["nextCursor"] is None
+    assert client.get("/api/usage?limit=3", headers=ADMIN).json["nextCursor"] is None
+    assert client.get("/api/usage?limit=2", headers=ADMIN).json["nextCursor"] is not None
+
+
+def test_find_by_email(client):
+    made = make_customer(client, email="Find.Me@example.com")
+    make_customer(client)
+    answer = client.get("/api/customers?email=find.me@EXAMPLE.com", headers=ADMIN)
+    assert [customer["customerId"] for customer in answer.json["customers"]] == [made["customerId"]]
+    assert client.get("/api/customers?email=%25", headers=ADMIN).json["customers"] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=201", "limit=-1", "limit=x", "limit=1e2", "limit=", "cursor=abc", "cursor=",
+        "cursor=%00", "limit=5&limit=6", "offset=3", "email=", "cursor=" + "A" * 5000,
+        "email=%00", "email=a%00b@example.com", "limit=1_0", "limit=%2B5", "limit=%205", "limit=%D9%A3",
+    ],
+)  # fmt: skip
+def test_bad_queries_are_422(client, query: str):
+    answer = client.get(f"/api/customers?{query}", headers=ADMIN)
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json["errors"]["query"]
+
+
+def test_a_cursor_that_was_tampered_with_is_422(client):
+    for _ in range(3):
+        make_customer(client)
+    cursor = client.get("/api/customers?limit=1", headers=ADMIN).json["nextCursor"]
+    refused = 0
+    for position in range(len(cursor)):
+        for letter in "AQgw":
+            changed = cursor[:position] + letter + cursor[position + 1 :]
+            if changed != cursor:
+                answer = client.get("/api/customers", query_string={"cursor": changed}, headers=ADMIN)
+                assert answer.status_code == 422, changed
+                refused += 1
+    assert refused > 30
+
+
+def test_change_details(client, sql):
+    made = make_customer(client, name="Old", companyName="Old Corp")
+    path = f"/api/customers/{made['customerId']}"
+
+    answer = client.patch(path, json={"email": "new@example.com", "company_name": None}, headers=ADMIN)
+
+    assert answer.status_code == 200
+    assert (answer.json["email"], answer.json["name"], answer.json["companyName"]) == (
+        "new@example.com",
+        "Old",
+        None,
+    )
+    assert answer.json["updatedAt"] > made["updatedAt"]
+    [line] = sql("SELECT actor, before, after FROM audit_log WHERE action = 'customer.update'")
+    assert line["actor"].startswith("admin:")
+    assert line["before"]["company_name"] == "Old Corp"
+    assert line["after"] == {"email": "new@example.com", "company_name": None}
+
+
+def test_a_changed_name_reaches_the_license(client):
+    made = make_customer(client, name="Old")
+    path = f"/api/customers/{made['customerId']}"
+    client.patch(path, json={"companyName": "New Corp"}, headers=ADMIN)
+
+    answer = client.get(f"/api/licenses/{made['customerId']}", headers=ADMIN)
+    verdict = client.post("/api/licenses/verify", json={"license": answer.json["license"]}).json
+    assert verdict["claims"]["customerName"] == "New Corp"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"email": None}, 422),
+        ({"email": "nonsense"}, 422),
+        ({"name": "x" * 300}, 422),
+        ({"plan": "starter"}, 422),
+        ({"email": "taken@example.com"}, 409),
+        ({"email": "TAKEN@example.com"}, 409),
+    ],
+)
+def test_refused_changes_change_nothing(client, fields: dict[str, Any], status: int):
+    make_customer(client, email="taken@example.com")
+    made = make_customer(client)
+    path = f"/api/customers/{made['customerId']}"
+
+    assert client.patch(path, json=fields, headers=ADMIN).status_code == status
+    assert client.get(path, headers=ADMIN).json == {k: v for k, v in made.items() if k != "license"}
+
+
+def test_its_own_email_in_another_case_may_be_set(client):
+    made = make_customer(client, email="ada@example.com")
+    answer = client.patch(
+        f"/api/customers/{made['customerId']}", json={"email": "Ada@Example.com"}, headers=ADMIN
+    )
+    assert (answer.status_code, answer.json["email"]) == (200, "Ada@Example.com")
+
+
+def test_an_empty_change_is_none(client):
+    made = make_customer(client)
+    answer = client.patch(f"/api/customers/{made['customerId']}", json={}, headers=ADMIN)
+    assert (answer.status_code, answer.json) == (200, {k: v for k, v in made.items() if k != "license"})
+
+
+def test_two_changes_at_once_are_both_kept(app, client, sql, monkeypatch):
+    made = make_customer(client, name="Old")
+    path = f"/api/customers/{made['customerId']}"
+    select_customers = customers.select_customers
+
+    def then_another(cur, **filters: Any) -> list[Any]:
+        monkeypatch.setattr(customers, "select_customers", select_customers)
+        assert app.test_client().patch(path, json={"name": "New"}, headers=ADMIN).status_code == 200
+        return select_customers(cur, **filters)
+
+    monkeypatch.setattr(customers, "select_customers", then_another)
+    answer = client.patch(path, json={"companyName": "Corp"}, headers=ADMIN)
+    assert (answer.json["name"], answer.json["companyName"]) == ("New", "Corp")
+    told = sql("SELECT after FROM audit_log WHERE action = 'customer.update' ORDER BY id")
+    assert [line["after"] for line in told] == [{"name": "New"}, {"company_name": "Corp"}]

@@ -1,0 +1,332 @@
+"""The pages in `docs/verify` that instances copy, each run as its reader would run it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from app.config import load_settings
+from app.keyring import write_key_files
+from app.licenses import generate_private_key, parse_private_key, sign
+from tests.conftest import ADMIN
+from tests.factories import make_customer
+from tests.server import wait_until
+from tests.tokens import base64url, claims_of, expired, resign, segment
+
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "verify"
+JOSE = "jose@6.2.17"
+DAY = 86400
+# Where Node is not installed its page is not run, and nothing claims that it was.
+RUNTIMES = ["python", *(["node"] if shutil.which("node") and shutil.which("npm") else [])]
+
+
+@pytest.fixture(scope="session")
+def node_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page beside the one package it needs."""
+    folder = tmp_path_factory.mktemp("node")
+    shutil.copy(PAGES / "verify.mjs", folder)
+    subprocess.run(
+        ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), JOSE],
+        check=True, timeout=100, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return folder / "verify.mjs"
+
+
+@pytest.fixture(params=RUNTIMES)
+def page(request: pytest.FixtureRequest) -> list[str]:
+    if request.param == "python":
+        return [sys.executable, str(PAGES / "verify.py")]
+    return ["node", str(request.getfixturevalue("node_page"))]
+
+
+@pytest.fixture
+def environ(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Keys that may be rotated."""
+    environ["LICENSE_PRIVATE_KEY_PATH"] = str(tmp_path / "keys" / "private-key.pem")
+    environ["LICENSE_PUBLIC_KEY_PATH"] = str(tmp_path / "keys" / "public-key.pem")
+    write_key_files(load_settings(environ))
+    return environ
+
+
+class Quiet(WSGIRequestHandler):
+    def log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url(app: Flask) -> Iterator[str]:
+    """The billing service on the network."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Instance:
+    """One deployed instance: its customer, its state file, the page it runs."""
+
+    def __init__(self, page: list[str], file: Path, customer_id: str) -> None:
+        self.page, self.file, self.customer_id = page, file, customer_id
+        self.said = ""
+
+    def start(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*self.page, *args], capture_output=True, text=True, timeout=60, check=False)
+
+    def run(self, *args: str) -> dict[str, Any]:
+        done = self.start(str(self.file), self.customer_id, *args)
+        self.said = done.stderr
+        assert done.stdout, done.stderr
+        decision = json.loads(done.stdout)
+        assert done.returncode == (decision["code"] != "VALID"), done.stderr
+        licensed = decision["code"] == "VALID"
+        assert licensed or (decision["plan"], decision["features"]["maxDevices"]) == ("trial", 5)
+        return dict(decision)
+
+    def code(self, *args: str) -> str:
+        return str(self.run(*args)["code"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return dict(json.loads(self.file.read_text()))
+
+    def set_state(self, **changes: Any) -> None:
+        self.file.write_text(json.dumps(self.state | changes))
+
+
+@pytest.fixture
+def customer(client: FlaskClient) -> dict[str, Any]:
+    return make_customer(client, plan="professional")
+
+
+@pytest.fixture
+def instance(page: list[str], tmp_path: Path, url: str, customer: dict[str, Any]) -> Instance:
+    """One that has been set up by its operator, and has been online once."""
+    made = Instance(page, tmp_path / "state.json", customer["customerId"])
+    assert made.code("--refresh", url, "--install", customer["license"]) == "VALID"
+    return made
+
+
+def a_list(app: Flask, *revoked: str, age: float = 0, **changes: Any) -> str:
+    """A revocation list as the service would have signed it that long ago."""
+    at = int(time.time() - age)
+    served = app.test_client().get("/api/licenses/revocations").json["revocations"]
+    return resign(app, served, iat=at, exp=at + DAY, revoked=list(revoked), **changes)
+
+
+def test_before_the_first_contact(page: list[str], tmp_path: Path, customer: dict[str, Any]) -> None:
+    fresh = Instance(page, tmp_path / "state.json", customer["customerId"])
+    assert fresh.code("--install", customer["license"]) == "NO_LICENSE"
+    assert "UNKNOWN_KEY" in fresh.said  # no key was fetched yet
+    assert not fresh.file.exists()
+
+
+def test_help_and_wrong_usage_are_plain_lines(page: list[str], tmp_path: Path) -> None:
+    given = Instance(page, tmp_path / "missing" / "state.json", "cust_0123456789ab")
+    shown = given.start("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--refresh" in shown.stdout
+    for args, reason in (
+        ([], "usage"),
+        (["--frobnicate"], "usage" if page[0] != "node" else "--frobnicate"),
+        ([str(given.file), given.customer_id], f"there is no folder {given.file.parent}"),
+        ([str(tmp_path), given.customer_id], "directory"),
+    ):
+        refused = given.start(*args)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert reason in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert "    at " not in refused.stderr
+    assert not given.file.parent.exists()
+
+
+def test_a_damaged_state_file_counts_as_none(instance: Instance, url: str, customer: dict[str, Any]) -> None:
+    whole = instance.state
+    wrong_types = ({"license": 7}, {"newestIat": "0"}, {"list": None}, {"keys": [7]}, {"keys": None})
+    for damage in (
+        "", "null", "[]", "{}", "\0\0\0", json.dumps(whole)[:-9],
+        *(json.dumps(whole | wrong) for wrong in wrong_types),
+    ):  # fmt: skip
+        instance.file.write_text(damage)
+        assert (damage, instance.code(), instance.said) == (damage, "NO_LICENSE", "")
+    assert instance.code("--refresh", url, "--install", customer["license"]) == "VALID"
+    assert instance.state["license"] == customer["license"]
+    assert [path.name for path in instance.file.parent.glob("state*")] == ["state.json"]
+
+
+def test_an_answer_without_keys_changes_nothing(instance: Instance, app: Flask, url: str) -> None:
+    keys = instance.state["keys"]
+    for bad in ({"keys": None}, {"keys": [{"kty": "RSA"}]}, {}, []):
+        app.view_functions["licenses.jwks"] = lambda bad=bad: bad
+        assert instance.code("--refresh", url) == "VALID"
+        assert instance.state["keys"] == keys
+
+
+def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> None:
+    decision = instance.run()
+    claims = claims_of(customer["license"])
+    assert decision == {
+        "code": "VALID", "plan": "professional",
+        "features": claims["features"], "limits": claims["limits"],
+    }  # fmt: skip
+    assert instance.run("--refresh", "http://127.0.0.1:1") == decision
+    assert len(instance.said.splitlines()) == 3
+
+
+def test_a_changed_license_is_fetched_and_no_older_one_is_taken_again(
+    instance: Instance, app: Flask, client: FlaskClient, url: str, customer: dict[str, Any],
+    sql: Callable[..., Any],
+) -> None:  # fmt: skip
+    sql("UPDATE subscriptions SET status = 'canceled', ended_at = now()")
+    better = resign(app, customer["license"], iat=claims_of(customer["license"])["iat"] - 5)
+    assert instance.run("--refresh", url)["plan"] == "trial"
+    newest = instance.state["license"]
+    assert newest != customer["license"]
+    assert instance.code("--install", better) == "VALID"
+    assert "OLDER" in instance.said
+    assert instance.state["license"] == newest
+    assert instance.run()["plan"] == "trial"
+
+
+def test_a_rotated_key_is_fetched(
+    instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any],
+    console: Callable[..., Any],
+) -> None:  # fmt: skip
+    old = client.get("/api/licenses/public-key").json["kid"]
+    assert console("keys", "rotate", "--now", "--yes").exit_code == 0
+    new = wait_until(lambda: {client.get("/api/licenses/public-key").json["kid"]} - {old}).pop()
+    path = f"/api/customers/{customer['customerId']}"
+    assert client.patch(path, json={"companyName": "Changed"}, headers=ADMIN).status_code == 200
+    assert instance.code("--refresh", url) == "VALID"
+    assert {key["kid"] for key in instance.state["keys"]} == {old, new}
+    assert segment(instance.state["license"], 0)["kid"] == new
+    unknown = parse_private_key(generate_private_key())
+    assert instance.code("--install", sign(claims_of(customer["license"]), unknown)) == "VALID"
+    assert "UNKNOWN_KEY" in instance.said
+
+
+def test_a_revoked_license_is_known_offline_and_a_reinstated_one_online(
+    instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any]
+) -> None:
+    client.post(f"/api/licenses/{customer['customerId']}/revoke", headers=ADMIN)
+    assert instance.code() == "VALID"  # it has not been online since
+    assert instance.code("--refresh", url) == "REVOKED"
+    assert instance.code() == "REVOKED"
+    back = client.post(f"/api/licenses/{customer['customerId']}/reinstate", headers=ADMIN)
+    # The revoked one fetches nothing any more: an operator brings the new one.
+    assert instance.code("--refresh", url) == "REVOKED"
+    assert instance.code("--install", back.json["license"]) == "VALID"
+
+
+def test_expiry_with_leeway_and_renewal_with_the_expired_license(
+    instance: Instance, app: Flask, url: str, customer: dict[str, Any]
+) -> None:
+    now = time.time()
+    for seconds_ago, code in ((-5, "VALID"), (30, "VALID"), (120, "EXPIRED"), (20 * DAY, "EXPIRED")):
+        instance.set_state(license=expired(app, customer["license"], days=seconds_ago / DAY), newestIat=0)
+        assert (seconds_ago, instance.code()) == (seconds_ago, code)
+    assert instance.code("--refresh", url) == "VALID"
+    assert claims_of(instance.state["license"])["exp"] > now
+
+
+def test_a_clock_that_was_set_back_gains_nothing(
+    instance: Instance, app: Flask, customer: dict[str, Any]
+) -> None:
+    """The signed times speak of a present that is later than the clock."""
+    instance.set_state(list=claims_of(a_list(app, age=-20 * DAY)))
+    assert claims_of(customer["license"])["exp"] < time.time() + 20 * DAY
+    assert instance.code() == "EXPIRED"
+
+
+def test_the_age_of_the_revocation_list(instance: Instance, app: Flask, customer: dict[str, Any]) -> None:
+    jti = claims_of(customer["license"])["jti"]
+    for age, code in ((0, "VALID"), (6.9 * DAY, "VALID"), (7.1 * DAY, "LIST_TOO_OLD")):
+        instance.set_state(list=claims_of(a_list(app, age=age)))
+        assert instance.code() == code
+    instance.set_state(list=claims_of(a_list(app, jti, age=30 * DAY)))
+    assert instance.code() == "REVOKED"
+    instance.set_state(list={"iat": 0, "revoked": []})
+    assert instance.code() == "VALID"
+    old = resign(app, customer["license"], iat=int(time.time() - 8 * DAY))
+    instance.set_state(license=old)
+    assert instance.code() == "LIST_TOO_OLD"
+
+
+def test_no_list_is_taken_that_is_old_or_no_list(
+    instance: Instance, app: Flask, customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    jti = claims_of(customer["license"])["jti"]
+    held = {"iat": int(time.time()) - 60, "revoked": [jti]}
+    instance.set_state(list=held)
+    mine = parse_private_key(generate_private_key())
+    good = a_list(app)
+    refused = (
+        a_list(app, age=3600),  # from before the license was revoked
+        a_list(app, age=3 * DAY),
+        a_list(app, iss="somebody-else"),
+        sign(claims_of(good), mine),
+        customer["license"],
+        "nonsense",
+    )
+    served: list[str] = []
+    app.view_functions["licenses.revocations"] = lambda: {"revocations": served[-1]}
+    for bad in refused:
+        served.append(bad)
+        assert instance.code("--refresh", url) == "REVOKED"
+        assert "fetch_list" in instance.said
+        assert instance.state["list"] == held
+    served.append(good)
+    assert instance.code("--refresh", url) == "VALID"
+    assert instance.state["list"]["revoked"] == []
+
+
+def test_what_no_instance_takes(
+    instance: Instance, app: Flask, client: FlaskClient, customer: dict[str, Any]
+) -> None:
+    token, other = customer["license"], make_customer(client)
+    head, body, signature = token.split(".")
+    key = app.extensions["parts"].keyring.signing_key()
+    header = segment(token, 0)
+
+    def signed(header: dict[str, Any], claims: dict[str, Any]) -> str:
+        text = f"{base64url(json.dumps(header).encode())}.{base64url(json.dumps(claims).encode())}"
+        return f"{text}.{base64url(key.private.sign(text.encode()))}"
+
+    claims = claims_of(token)
+    bad = {
+        "OTHER_CUSTOMER": [other["license"]],
+        "MALFORMED": [
+            "x", f"{head}.{body}", f"{head}.{body}.{signature}AAAA",
+            f"{base64url(json.dumps(header | {'alg': 'none'}).encode())}.{body}.",
+            signed(header | {"alg": "HS256"}, claims),
+            signed(header | {"crit": ["exp"]}, claims),
+            signed(header | {"jku": "http://127.0.0.1:1/"}, claims),
+            signed(header, claims | {"iss": "somebody-else"}),
+            resign(app, token, plan="enterprise").rpartition(".")[0] + "." + signature,
+            resign(app, token, filler="x" * 9000),
+            a_list(app),
+        ],
+        "UNKNOWN_KEY": [signed(header | {"kid": str(uuid.uuid4())}, claims)],
+    }  # fmt: skip
+    for code, tokens in bad.items():
+        for text in tokens:
+            assert instance.code("--install", text) == "VALID"
+            assert f"install: {code}" in instance.said, text
+            assert instance.state["license"] == token
+        # Nor does one count that was smuggled into the file.
+        instance.set_state(license=tokens[-1])
+        assert instance.code() == code
+        instance.set_state(license=token)

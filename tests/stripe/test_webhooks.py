@@ -1,0 +1,605 @@
+"""Stripe's webhooks: who may speak, what is stored, what a failure leaves, replay."""
+
+import importlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg2
+import pytest
+from werkzeug.test import TestResponse
+
+import app.services.stripe_sync as sync
+from app.db import Database
+from app.errors import Unavailable
+from tests.conftest import ADMIN, WEBHOOK_SECRET
+from tests.shop import HOOK, Shop
+from tests.stripe_sandbox import Webhooks, billing
+
+Sql = Callable[..., list[dict[str, Any]]]
+Console = Callable[..., Any]
+
+
+def event(type: str = "customer.subscription.updated", **fields: Any) -> dict[str, Any]:
+    found = {"id": "sub_1", "object": "subscription", "customer": "cus_unknown", "metadata": {}}
+    return {
+        "id": f"evt_{time.monotonic_ns()}", "object": "event", "type": type, "livemode": False,
+        "created": int(time.time()), "data": {"object": found}, **fields,
+    }  # fmt: skip
+
+
+def send(shop: Shop, body: Any, secret: str = WEBHOOK_SECRET, **more: Any) -> TestResponse:
+    """As Stripe would, with a right signature unless `header` is given."""
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    header = more.get("header", Webhooks.sign(payload, secret, more.get("timestamp")))
+    headers = {"Stripe-Signature": header} if header is not None else {}
+    return shop.hook(payload, {"Content-Type": "application/json", **headers})
+
+
+def stored(sql: Sql) -> list[tuple[str, str | None]]:
+    return [(row["outcome"], row["error"]) for row in sql("SELECT * FROM stripe_events ORDER BY received_at")]
+
+
+# Who may speak
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "t=,v1=",
+        "nonsense",
+        "t=NOW",
+        "t=NOW,v1=",
+        "t=NOW,v1=0123456789abcdef",
+        "t=NOW,v1=é",
+        "t=NOW,v0=deadbeef",
+        "t=soon,v1=deadbeef",
+        "t=99999999999999999999999,v1=" + "a" * 64,
+        "t=-1,v1=" + "a" * 64,
+        "v1=" + "a" * 64,
+        ",".join(["t=NOW"] + ["v1=" + "0" * 64] * 100),
+        "t=1,t=2,v1==,=",
+    ],
+)
+def test_a_bad_signature_is_400_and_leaves_nothing(shop: Shop, sql: Sql, header: str | None) -> None:
+    answer = send(shop, event(), header=header and header.replace("NOW", str(int(time.time()))))
+    assert (answer.status_code, answer.json["code"]) == (400, 400)
+    assert stored(sql) == []
+    assert shop.sandbox.requests == []
+
+
+def test_a_stale_or_foreign_signature_is_400(shop: Shop, sql: Sql) -> None:
+    assert send(shop, event(), timestamp=int(time.time()) - 301).status_code == 400
+    assert send(shop, event(), secret="whsec_other").status_code == 400  # pragma: allowlist secret
+    signed = event()
+    header = Webhooks.sign(json.dumps(signed).encode(), WEBHOOK_SECRET)
+    assert send(shop, signed | {"livemode": True}, header=header).status_code == 400
+    assert stored(sql) == []
+    assert send(shop, signed, header=header).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[1]",
+        b"1",
+        b"null",
+        b'"evt_1"',
+        b"{}",
+        b"{",
+        b"<xml/>",
+        b"\xff\xfe",
+        b"[" * 50_000,
+        b'{"id": "evt_1", "type": "x", "created": 1, "livemode": false, "data": {"object": []}}',
+        b'{"id": "evt_1", "type": "x", "created": 1, "livemode": false, "data": []}',
+        b'{"id": "evt_1", "type": "x", "created": 1e400, "livemode": false, "data": {"object": {}}}',
+        b'{"id": "evt_1", "type": "x", "created": 99999999999999, "livemode": false, "data": {"object": {}}}',
+        b'{"id": "evt_1", "type": "x", "created": null, "livemode": false, "data": {"object": {}}}',
+        b'{"id": "evt_\\u0000", "type": "x", "created": 1, "livemode": false, "data": {"object": {}}}',
+        b'{"id": "evt_1", "type": "\\ud800", "created": 1, "livemode": false, "data": {"object": {}}}',
+        b'{"id": {"a": 1}, "type": "x", "created": 1, "livemode": false, "data": {"object": {}}}',
+    ],
+)
+def test_signed_nonsense_is_400_and_leaves_nothing(shop: Shop, sql: Sql, body: bytes) -> None:
+    assert send(shop, body).status_code == 400
+    assert stored(sql) == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {},
+        {"id": "x\x00y", "customer": "cus_\x00"},
+        {"id": ["x"], "customer": 7},
+        {"id": "\ud800", "customer": {"id": None}, "metadata": "x"},
+        {"id": "x" * 5000, "customer": "y" * 5000, "metadata": {"customer_id": 7}},
+        {"id": "sub_1", "customer": "cus_1", "metadata": {"customer_id": "cust_\x00"}},
+    ],
+)
+def test_a_strange_object_is_ignored(shop: Shop, sql: Sql, found: dict[str, Any]) -> None:
+    answer = send(shop, event(data={"object": found}))
+    assert (answer.status_code, answer.json["outcome"]) == (200, "ignored")
+    assert stored(sql) == [("ignored", None)]
+
+
+def test_two_secrets_while_they_are_rotated(shop: Shop, make_app: Any, sql: Sql) -> None:
+    rotating = Shop(make_app(STRIPE_WEBHOOK_SECRET="whsec_new, whsec_sandbox"), shop.sandbox)
+    assert [send(rotating, event(), secret).status_code for secret in ("whsec_new", "whsec_sandbox")] == [
+        200,
+        200,
+    ]
+    payload = json.dumps(event()).encode()
+    both = Webhooks.sign(payload, ["whsec_gone", "whsec_new"])
+    assert send(rotating, payload, header=both).status_code == 200
+    assert send(rotating, event(), "whsec_gone").status_code == 400
+    assert len(stored(sql)) == 3
+
+
+def test_without_a_secret_the_answer_names_the_setting(client: Any) -> None:
+    answer = client.post("/webhooks/stripe", json=event())
+    assert (answer.status_code, "STRIPE_WEBHOOK_SECRET" in answer.json["message"]) == (503, True)
+    assert "Retry-After" in answer.headers
+
+
+# What is stored
+
+
+def test_unknown_types_and_customers_are_ignored(shop: Shop, sql: Sql) -> None:
+    for type in (
+        "customer.subscription.updated",
+        "invoice.paid",
+        "customer.deleted",
+        "charge.refunded",
+        "new.type",
+    ):
+        answer = send(shop, event(type))
+        assert (answer.status_code, answer.json) == (200, {"received": True, "outcome": "ignored"})
+    assert stored(sql) == [("ignored", None)] * 5
+    assert sql("SELECT 1 FROM subscriptions") == []
+
+
+def test_an_unknown_type_of_a_known_customer_is_ignored(shop: Shop, sql: Sql) -> None:
+    customer_id, _ = shop.subscribe()
+    sql("DELETE FROM stripe_events")
+    shop.sandbox.requests.clear()
+    found = {"id": "ch_1", "object": "charge", "customer": shop.stripe_id(customer_id)}
+    assert send(shop, event("charge.refunded", data={"object": found})).json["outcome"] == "ignored"
+    assert shop.sandbox.requests == []
+
+
+def test_live_events_at_a_test_account_are_ignored(shop: Shop, sql: Sql) -> None:
+    customer_id, subscription_id = shop.subscribe("starter")
+    shop.sandbox.cancel_subscription(subscription_id)
+    (deleted,) = shop.sandbox.webhooks.pending
+    answer = send(shop, deleted | {"livemode": True, "id": "evt_live"})
+    assert (answer.status_code, answer.json["outcome"]) == (200, "ignored")
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    assert stored(sql)[-1] == ("ignored", None)
+
+
+def test_an_event_is_stored_once_with_what_became_of_it(shop: Shop, sql: Sql) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    rows = sql("SELECT * FROM stripe_events WHERE type = 'customer.subscription.created'")
+    (row,) = rows
+    assert (row["outcome"], row["error"], row["attempts"]) == ("done", None, 1)
+    assert (row["customer_id"], row["object_id"]) == (customer_id, subscription_id)
+    assert row["processed_at"] is not None
+    (cause,) = sql("SELECT event_id FROM subscriptions WHERE subscription_id = %(s)s", s=subscription_id)
+    assert sql("SELECT 1 FROM stripe_events WHERE event_id = %(e)s", e=cause["event_id"])
+
+
+def test_the_payload_is_never_applied(shop: Shop) -> None:
+    """A signed event that tells a state which Stripe does not have."""
+    customer_id, _ = shop.subscribe("starter")
+    (created,) = [e for e in shop.sandbox.events if e["type"] == "customer.subscription.created"]
+    found = created["data"]["object"] | {"status": "canceled", "items": {"data": []}}
+    answer = send(shop, created | {"id": "evt_lie", "data": {"object": found}})
+    assert answer.json["outcome"] == "done"
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def test_the_same_event_many_times_is_followed_once(shop: Shop, sql: Sql) -> None:
+    _, subscription_id = shop.subscribe("starter")
+    shop.sandbox.portal_switch(subscription_id, shop.prices["professional"])
+    (updated,) = [e for e in shop.sandbox.webhooks.pending if e["type"] == "customer.subscription.updated"]
+    deliveries = shop.sandbox.webhooks.deliver_parallel([updated], [HOOK] * 4)
+    assert {d.status for d in deliveries} == {200}
+    asked = len(shop.sandbox.requests)
+    assert [d.status for d in shop.sandbox.webhooks.deliver(updated, times=3)] == [200] * 3
+    assert len(shop.sandbox.requests) == asked
+    (row,) = sql("SELECT outcome FROM stripe_events WHERE event_id = %(e)s", e=updated["id"])
+    assert row["outcome"] == "done"
+    assert sql("SELECT plan FROM subscriptions WHERE subscription_id = %(s)s", s=subscription_id) == [
+        {"plan": "professional"}
+    ]
+
+
+def test_a_customer_that_we_forgot_to_link_is_linked(shop: Shop, sql: Sql) -> None:
+    customer_id = shop.customer()
+    shop.sandbox.pay(shop.checkout(customer_id)["sessionId"])
+    sql("UPDATE customers SET stripe_customer_id = NULL")
+    shop.deliver()
+    assert shop.stripe_id(customer_id) == shop.sandbox.every("customer")[0]["id"]
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def test_a_reference_that_the_payer_chose_links_nobody(shop: Shop) -> None:
+    """A payment link takes `client_reference_id` from its address: anybody may write it."""
+    victim = shop.customer()
+    found = {"id": "cs_1", "object": "checkout.session", "customer": "cus_x", "client_reference_id": victim}
+    answer = send(shop, event("checkout.session.completed", data={"object": found}))
+    assert answer.json["outcome"] == "ignored"
+    assert shop.get(f"/api/customers/{victim}")["stripeCustomerId"] is None
+
+
+def test_a_claim_in_the_payload_alone_links_nobody(shop: Shop, sql: Sql) -> None:
+    """Somebody with the webhook secret could write any metadata; Stripe's record of the customer decides."""
+    victim, other = shop.customer(), shop.customer()
+    shop.checkout(other)
+    found = {
+        "id": "sub_x",
+        "object": "subscription",
+        "customer": shop.stripe_id(other),
+        "metadata": {"customer_id": victim},
+    }
+    sql("UPDATE customers SET stripe_customer_id = NULL WHERE customer_id = %(id)s", id=other)
+    assert send(shop, event(data={"object": found})).json["outcome"] == "done"
+    assert shop.get(f"/api/customers/{victim}")["stripeCustomerId"] is None
+    assert shop.stripe_id(other) == found["customer"]
+
+
+@pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])
+def test_what_a_second_customer_at_stripe_pays_for_counts(
+    shop: Shop, console: Console, caplog: pytest.LogCaptureFixture, told_by: str
+) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    linked, second = shop.stripe_id(customer_id), shop.second_at_stripe(customer_id)
+    one = ["--customer", customer_id]
+    if told_by == "event":
+        found = {"id": "in_x", "object": "invoice", "customer": second}
+        assert send(shop, event("invoice.paid", data={"object": found})).json["outcome"] == "done"
+        assert "two customers at stripe" in caplog.text
+    else:
+        more = one if told_by != "sync" else []
+        assert "professional active" in console("stripe", "sync", "--dry-run", *more).stdout
+        assert shop.plan_and_status(customer_id)[0] == "trial"
+        assert console("stripe", "sync", *more).exit_code == 0
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    assert shop.stripe_id(customer_id) == linked
+    assert console("stripe", "sync", "--dry-run").exit_code == 0
+    assert console("stripe", "sync", "--dry-run", *one).exit_code == 0
+    shop.sandbox.cancel_subscription(shop.live()[0]["id"])
+    shop.deliver()
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+@pytest.mark.parametrize("how", ["deleted", "unnamed"])
+def test_the_end_of_what_a_second_customer_pays_for(shop: Shop, how: str) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    second = shop.second_at_stripe(customer_id)
+    found = {"id": "in_x", "object": "invoice", "customer": second}
+    assert send(shop, event("invoice.paid", data={"object": found})).json["outcome"] == "done"
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    if how == "deleted":
+        shop.sandbox.delete_customer(second)
+    else:
+        with shop.sandbox.world.transaction() as world:
+            world.get("customer", second)["metadata"] = {}
+        shop.sandbox.cancel_subscription(shop.live()[0]["id"])
+    shop.deliver()
+    assert shop.live() == []
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_what_else_a_customer_that_names_nobody_pays_for_is_not_ours(
+    shop: Shop, sql: Sql, console: Console
+) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    second = shop.second_at_stripe(customer_id)
+    assert console("stripe", "sync").exit_code == 0
+    (ours,) = shop.live()
+    with shop.sandbox.world.transaction() as world:
+        world.get("customer", second)["metadata"] = {}
+        price = billing.recurring_price(world, shop.prices["starter"], "price")
+        billing.create(world, second, [(price, 1)])
+    found = {"id": ours["id"], "object": "subscription", "customer": second}
+    assert send(shop, event(data={"object": found})).json["outcome"] == "done"
+    assert "live at once" not in console("customer", "show", "--id", customer_id).stderr
+    sql("UPDATE subscriptions SET status = 'past_due' WHERE stripe_subscription_id IS NOT NULL")
+    assert console("stripe", "sync").exit_code == 0
+    assert "live at once" not in console("customer", "show", "--id", customer_id).stderr
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+
+
+@pytest.mark.parametrize("told_by", ["event", "sync", "sync --customer"])
+def test_a_customer_at_stripe_that_was_given_to_another(shop: Shop, console: Console, told_by: str) -> None:
+    wrong, right = shop.customer(), shop.customer()
+    shop.checkout(wrong)
+    second = shop.second_at_stripe(wrong)
+    invoice = {"id": "in_x", "object": "invoice", "customer": second}
+    send(shop, event("invoice.paid", data={"object": invoice}))
+    assert shop.plan_and_status(wrong) == ("professional", "active")
+    with shop.sandbox.world.transaction() as world:
+        email = shop.get(f"/api/customers/{right}")["email"]
+        world.get("customer", second).update(metadata={"customer_id": right}, email=email)
+    if told_by == "event":
+        send(shop, event("invoice.paid", data={"object": invoice}))
+    else:
+        assert console("stripe", "sync", *(["--customer", right] if told_by != "sync" else [])).exit_code == 0
+    assert shop.plan_and_status(right) == ("professional", "active")
+    assert shop.plan_and_status(wrong)[0] == "trial"
+    assert console("stripe", "sync", "--dry-run").exit_code == 0
+
+
+def test_a_failed_event_of_one_never_linked_is_followed_by_replay(
+    shop: Shop, sql: Sql, console: Console
+) -> None:
+    customer_id, _ = shop.subscribe()
+    stripe_id = shop.stripe_id(customer_id)
+    sql("DELETE FROM licenses")
+    sql("DELETE FROM subscriptions WHERE stripe_subscription_id IS NOT NULL")
+    sql("UPDATE customers SET stripe_customer_id = NULL")
+    found = {"id": "sub_x", "object": "subscription", "customer": stripe_id}
+    shop.sandbox.faults.fail_next(3, path=f"/v1/customers/{stripe_id}")
+    assert send(shop, event(data={"object": found}, id="evt_lost")).status_code == 502
+    assert "evt_lost" in console("webhook", "list", "--failed").stdout
+    assert console("webhook", "replay", "evt_lost").stdout == "✅ evt_lost: done\n"
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def test_without_a_key_no_event_is_taken_for_done(make_app: Any, stripe_environ: Any) -> None:
+    client = make_app(**stripe_environ | {"STRIPE_SECRET_KEY": ""}).test_client()
+    for live in (True, False):
+        body = json.dumps(event(livemode=live)).encode()
+        headers = {"Stripe-Signature": Webhooks.sign(body, WEBHOOK_SECRET)}
+        answer = client.post("/webhooks/stripe", data=body, headers=headers)
+        assert (answer.status_code, "STRIPE_SECRET_KEY" in answer.json["message"]) == (503, True)
+
+
+def test_erased_while_its_state_is_fetched(shop: Shop, sql: Sql, console: Console, monkeypatch: Any) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    store = sync._store
+
+    def erased_before(*args: Any, **kwargs: Any) -> None:
+        done: list[Any] = []
+        thread = Thread(
+            target=lambda: done.append(console("customer", "erase", "--id", customer_id, "--yes"))
+        )
+        thread.start()
+        thread.join()
+        assert done[0].exit_code == 0
+        store(*args, **kwargs)
+
+    monkeypatch.setattr(sync, "_store", erased_before)
+    sql("UPDATE subscriptions SET status = 'past_due' WHERE subscription_id = %(id)s", id=subscription_id)
+    found = {"id": subscription_id, "object": "subscription", "customer": shop.stripe_id(customer_id)}
+    assert send(shop, event(data={"object": found})).status_code == 200
+    assert sql("SELECT status FROM subscriptions WHERE status <> 'canceled'") == []
+    assert sql("SELECT 1 FROM stripe_events WHERE customer_id IS NOT NULL AND object_id IS NOT NULL") == []
+
+
+def test_an_event_of_an_erased_customer_is_ignored(shop: Shop, console: Console) -> None:
+    customer_id, _ = shop.subscribe()
+    assert console("customer", "erase", "--id", customer_id, "--yes").exit_code == 0
+    assert {d.status for d in shop.deliver()} == {200}
+    assert shop.client.get(f"/api/customers/{customer_id}", headers=ADMIN).status_code == 404
+    assert shop.live() == []
+
+
+# Own failure
+
+
+def cancelled(shop: Shop) -> tuple[str, dict[str, Any]]:
+    """A customer, and the event that says that the subscription is no more."""
+    customer_id, subscription_id = shop.subscribe()
+    shop.sandbox.cancel_subscription(subscription_id)
+    (deleted,) = shop.sandbox.webhooks.pending
+    return customer_id, deleted
+
+
+@pytest.mark.parametrize(("fault", "code"), [("drop", 502), (500, 502), (429, 503)])
+def test_stripe_failing_is_5xx_and_the_next_delivery_completes(
+    shop: Shop, sql: Sql, console: Console, fault: Any, code: int
+) -> None:
+    customer_id, deleted = cancelled(shop)
+    shop.sandbox.faults.fail_next(3, fault)
+    assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [code]
+    shop.sandbox.faults.clear()
+    outcome, error = stored(sql)[-1]
+    assert (outcome, bool(error)) == ("failed", True)
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    listed = json.loads(console("webhook", "list", "--failed", "--json").stdout)
+    assert [row["eventId"] for row in listed] == [deleted["id"]]
+    assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [200]
+    assert stored(sql)[-1] == ("done", None)
+    assert json.loads(console("webhook", "list", "--failed", "--json").stdout) == []
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_an_error_of_our_own_is_500_and_the_event_comes_again(
+    shop: Shop, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer_id, deleted = cancelled(shop)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_store", broken)
+        assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [500]
+    assert stored(sql)[-1] == ("failed", "ZeroDivisionError")
+    assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [200]
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+@pytest.mark.parametrize("block", ["statement", "transaction"])
+def test_the_database_down_is_503_and_the_event_comes_again(
+    shop: Shop, sql: Sql, monkeypatch: pytest.MonkeyPatch, block: str
+) -> None:
+    customer_id, deleted = cancelled(shop)
+
+    def refuse(self: Database) -> Any:
+        raise psycopg2.OperationalError("connection refused")
+
+    shop.app.extensions["billing.db"].close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_take" if block == "statement" else "_connect", refuse)
+        assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [503]
+    assert sql("SELECT 1 FROM stripe_events WHERE event_id = %(e)s", e=deleted["id"]) == []
+    assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [200]
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_the_database_going_while_stripe_is_asked(
+    shop: Shop, sql: Sql, server_url: str, database_url: str
+) -> None:
+    """The connection is cut in the middle: no event done, no half of a change stored."""
+    customer_id, deleted = cancelled(shop)
+    gateway = shop.stripe_of(app)
+    ask = gateway.list_subscriptions
+
+    def cut(*args: Any) -> Any:
+        connection = psycopg2.connect(server_url)
+        connection.autocommit = True
+        with connection.cursor() as cur:
+            cur.execute(
+                "SELECT PG_TERMINATE_BACKEND(pid) FROM pg_stat_activity WHERE datname = %s",
+                (urlsplit(database_url).path[1:],),
+            )
+        connection.close()
+        return ask(*args)
+
+    gateway.list_subscriptions = cut
+    assert shop.sandbox.webhooks.deliver(deleted)[0].status == 503
+    gateway.list_subscriptions = ask
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    (row,) = sql("SELECT outcome FROM stripe_events WHERE event_id = %(e)s", e=deleted["id"]) or [
+        {"outcome": None}
+    ]
+    assert row["outcome"] in (None, "failed")
+    assert [d.status for d in shop.sandbox.webhooks.deliver(deleted)] == [200]
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+class Killed(BaseException):
+    """The process ends here: nothing after it is done."""
+
+
+STEPS = [
+    ("app.services.stripe_sync", "_owner"),
+    ("app.services.stripe_sync", "sync_customer"),
+    ("app.services.stripe_sync", "_fetch"),
+    ("app.services.stripe_sync", "_store"),
+    ("app.services.stripe_sync", "issue_license"),
+    ("app.queries.events", "upsert_event"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step[1])
+def test_killed_between_two_steps(
+    shop: Shop, sql: Sql, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str], after: bool
+) -> None:
+    customer_id, deleted = cancelled(shop)
+    module, name = importlib.import_module(step[0]), step[1]
+    real = getattr(module, name)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if after:
+            list(real(*args, **kwargs)) if name == "_fetch" else real(*args, **kwargs)
+        raise Killed
+
+    body = shop.sandbox.webhooks.payload(deleted)
+    headers = {"Stripe-Signature": Webhooks.sign(body, WEBHOOK_SECRET)}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dying)
+        with pytest.raises(Killed):
+            shop.hook(body, headers)
+    assert (
+        sql("SELECT 1 FROM stripe_events WHERE event_id = %(e)s AND outcome = 'done'", e=deleted["id"]) == []
+    )
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    assert shop.hook(body, headers).status_code == 200
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+    assert stored(sql)[-1] == ("done", None)
+
+
+def test_too_many_at_once_are_told_to_come_again(
+    shop: Shop, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer_id, deleted = cancelled(shop)
+    gateway = shop.stripe_of(app)
+
+    def full() -> AbstractContextManager[None]:
+        raise Unavailable("Too many requests are waiting for Stripe.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "slot", full)
+        body = shop.sandbox.webhooks.payload(deleted)
+        answer = shop.hook(body, {"Stripe-Signature": Webhooks.sign(body, WEBHOOK_SECRET)})
+    assert (answer.status_code, answer.headers["Retry-After"].isdigit()) == (503, True)
+    assert stored(sql)[-1][0] == "failed"
+    shop.deliver()
+    shop.sandbox.webhooks.deliver(deleted)
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+# Replay and list
+
+
+def test_replay_fetches_the_present_state(shop: Shop, sql: Sql, console: Console) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    (created,) = [e for e in shop.sandbox.events if e["type"] == "customer.subscription.created"]
+    for _ in range(2):
+        result = console("webhook", "replay", created["id"])
+        assert (result.exit_code, "done" in result.output) == (0, True)
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    shop.sandbox.cancel_subscription(subscription_id)
+    assert console("webhook", "replay", created["id"]).exit_code == 0
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+
+
+def test_replay_of_what_failed_and_of_what_is_unknown(shop: Shop, sql: Sql, console: Console) -> None:
+    customer_id, deleted = cancelled(shop)
+    shop.sandbox.faults.down = True
+    shop.sandbox.webhooks.deliver(deleted)
+    result = console("webhook", "replay", deleted["id"])
+    assert (result.exit_code, stored(sql)[-1][0]) == (1, "failed")
+    shop.sandbox.faults.clear()
+    assert console("webhook", "replay", deleted["id"]).exit_code == 0
+    assert stored(sql)[-1] == ("done", None)
+    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
+    assert console("webhook", "replay", "evt_unknown").exit_code == 1
+
+
+def test_every_event_replayed_changes_nothing(shop: Shop, sql: Sql, console: Console) -> None:
+    _, subscription_id = shop.subscribe("starter")
+    shop.sandbox.portal_switch(subscription_id, shop.prices["professional"])
+    shop.deliver()
+    state = "SELECT * FROM subscriptions ORDER BY id"
+    before = sql(state)
+    events = [row["event_id"] for row in sql("SELECT event_id FROM stripe_events")]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda event_id: console("webhook", "replay", event_id).exit_code, events))
+    assert set(results) == {0}
+    assert sql(state) == before
+
+
+def test_the_list_shows_newest_first(shop: Shop, console: Console) -> None:
+    shop.subscribe()
+    rows = json.loads(console("webhook", "list", "--json", "--limit", "3").stdout)
+    assert len(rows) == 3
+    assert [row["receivedAt"] for row in rows] == sorted((row["receivedAt"] for row in rows), reverse=True)
+    text = console("webhook", "list").output
+    assert all(row["eventId"] in text for row in rows)
