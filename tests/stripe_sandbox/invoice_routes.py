@@ -85,10 +85,13 @@ def preview_invoice(world: World, p: Obj) -> Obj:
         raise invalid(
             "You must provide one of `customer` or `subscription`.", "customer", "parameter_missing"
         )
+    details = p.get("subscription_details", {})
     live = [sub for sub in found if sub["status"] not in billing.ENDED]
+    if not details:
+        live = [s for s in live if not s["cancel_at"] or s["cancel_at"] > billing.period_end(s)]
     if not live:
         raise Refusal(404, "No upcoming invoices for customer", code="invoice_upcoming_none")
-    invoice = billing.preview(world, live[0], p.get("subscription_details", {}))
+    invoice = billing.preview(world, live[0], details)
     invoice["id"] = "upcoming_" + invoice["id"]
     return invoice
 
