@@ -166,7 +166,7 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    env = {"LOG_FORMAT": "text", "DRAIN_SECONDS": "0"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    env = {"LOG_FORMAT": "text"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=end_with_parent)
 
 
