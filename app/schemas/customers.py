@@ -40,12 +40,8 @@ class UpdateCustomerRequest(InputSchema):
 
 
 class CustomersQuery(PageQuery):
-    email = Text(
-        max_length=254, load_default=no_default, metadata={"description": "Exactly this address"}
-    )
-    q = Text(
-        load_default=no_default, metadata={"description": "A part of email, name, company or id"}
-    )
+    email = Text(max_length=254, load_default=no_default, metadata={"description": "Exactly this address"})
+    q = Text(load_default=no_default, metadata={"description": "A part of email, name, company or id"})
     plan = fields.String(
         validate=validate.OneOf([*PLANS, "unknown"]),
         load_default=no_default,

@@ -184,7 +184,9 @@ def find_stripe_customers(customer: Row, also: Sequence[str] = ()) -> list[str]:
     that another customer here is linked to.
     """
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    named = [c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id]
+    named = [
+        c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id
+    ]
     found = [*([linked] if linked else []), *also, *named]
     with db.statement() as cur:
         others = customers.select_linked_to_others(cur, customer_id, found)
@@ -213,7 +215,7 @@ def digest(value: Any) -> str:
 
 
 def this_minute() -> str:
-    """Part of an idempotency key whose effect is looked for before it is asked again: Stripe repeats a refusal
-    for 24 hours, and so it repeats it no longer than a minute.
+    """Part of an idempotency key whose effect is looked for before the call is made again: Stripe would repeat
+    a refusal for 24 hours, so it does for a minute at most.
     """
     return f"{now():%Y%m%d%H%M}"
