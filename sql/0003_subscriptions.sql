@@ -47,6 +47,33 @@ COMMENT ON COLUMN subscriptions.event_id IS 'the Stripe event that led to the pr
 CREATE TRIGGER subscriptions_audit AFTER INSERT OR UPDATE OR DELETE ON subscriptions
    FOR EACH ROW EXECUTE FUNCTION audit_row('subscription', 'subscription_id');
 
+-- The one subscription that counts for a customer: what `entitle` in app/entitlements.py decides, for reads that filter
+-- and count. `plan` is its own, `granted_plan` what it grants now; a local trial that has run out is `expired`.
+CREATE FUNCTION current_subscription(the_customer TEXT, at TIMESTAMPTZ) RETURNS TABLE (
+    id BIGINT, subscription_id VARCHAR, stripe_subscription_id VARCHAR, plan VARCHAR, billing_interval VARCHAR,
+    status VARCHAR, trial_ends_at TIMESTAMPTZ, current_period_starts_at TIMESTAMPTZ,
+    current_period_ends_at TIMESTAMPTZ, cancel_at_period_end BOOLEAN, cancel_at TIMESTAMPTZ, ended_at TIMESTAMPTZ,
+    created_at TIMESTAMPTZ, updated_at TIMESTAMPTZ, granted_plan VARCHAR, is_live BOOLEAN
+) LANGUAGE sql STABLE AS $$
+    SELECT s.id, s.subscription_id, s.stripe_subscription_id, s.plan, s.billing_interval,
+           CASE WHEN on_trial AND s.trial_ends_at <= at THEN 'expired' ELSE s.status END, s.trial_ends_at,
+           s.current_period_starts_at, s.current_period_ends_at, s.cancel_at_period_end, s.cancel_at, s.ended_at,
+           s.created_at, s.updated_at, CASE WHEN pays OR on_trial AND s.trial_ends_at > at THEN s.plan ELSE 'trial' END,
+           live
+      FROM subscriptions AS s
+     CROSS JOIN LATERAL (
+           SELECT s.stripe_subscription_id IS NULL AND s.status = 'trialing' AS on_trial,
+                  s.stripe_subscription_id IS NOT NULL AND s.status IN ('active', 'trialing', 'past_due') AS live) AS a
+     CROSS JOIN LATERAL (SELECT live AND s.plan <> 'unknown' AS pays) AS b
+     WHERE s.customer_id = the_customer
+     ORDER BY pays DESC, on_trial AND s.trial_ends_at > at DESC, live DESC,
+              CASE WHEN pays THEN ARRAY_POSITION(ARRAY['starter', 'professional', 'enterprise'], s.plan::TEXT) END DESC,
+              pays AND s.status = 'active' DESC,
+              CASE WHEN NOT pays THEN s.created_at END DESC,
+              s.id DESC
+     LIMIT 1
+$$;
+
 CREATE TABLE stripe_events (
     event_id           VARCHAR(255) PRIMARY KEY,
     type               VARCHAR(255) NOT NULL,

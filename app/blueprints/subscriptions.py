@@ -10,12 +10,14 @@ from app.schemas.subscriptions import (
     CancelRequest,
     CheckoutAnswer,
     CheckoutRequest,
+    DeployedCheckoutAnswer,
+    EmptyRequest,
     LicensedSubscriptionAnswer,
-    NoBody,
     SubscriptionAnswer,
     TrialRequest,
     UpgradeRequest,
 )
+from app.services import checkout as checkouts
 from app.services import subscriptions
 
 blp = Blueprint(
@@ -23,7 +25,7 @@ blp = Blueprint(
 )
 
 
-@blp.route("/create-checkout", methods=["POST"], errors=(404, 409, 502))
+@blp.route("/create-checkout", methods=["POST"], errors=(402, 404, 409, 502))
 @own()
 @idempotent
 @blp.arguments(CheckoutRequest)
@@ -31,7 +33,18 @@ blp = Blueprint(
 def create_checkout(body: dict[str, Any]) -> Row:
     """Open a Stripe Checkout page"""
     require_own(body["customer_id"])
-    return subscriptions.start_checkout(**body)
+    return checkouts.start_checkout(**body)
+
+
+@blp.route("/checkout", methods=["POST"], errors=(402, 404, 409, 502))
+@own()
+@idempotent(route="/api/subscriptions/create-checkout")
+@blp.arguments(CheckoutRequest)
+@blp.response(201, DeployedCheckoutAnswer)
+def checkout(body: dict[str, Any]) -> Row:
+    """Open a Stripe Checkout page, under the name that deployed clients use"""
+    require_own(body["customer_id"])
+    return checkouts.start_checkout(**body)
 
 
 @blp.route("/create-trial", methods=["POST"], errors=(404, 409))
@@ -57,8 +70,8 @@ def show(any_id: str) -> Row:
 @blp.arguments(UpgradeRequest)
 @blp.response(200, LicensedSubscriptionAnswer)
 def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
-    """Move to another plan, up or down"""
-    return _answer(*subscriptions.upgrade(subscription_id, body["plan"]))
+    """Move to another plan or interval, up or down"""
+    return _answer(*subscriptions.upgrade(subscription_id, **body))
 
 
 @blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
@@ -67,12 +80,12 @@ def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
 @blp.response(200, SubscriptionAnswer)
 def cancel(body: dict[str, Any], subscription_id: str) -> Row:
     """End now, or at the end of the paid period"""
-    return {"subscription": subscriptions.cancel(subscription_id, at_period_end=body["at_period_end"])}
+    return {"subscription": subscriptions.cancel(subscription_id, **body)}
 
 
 @blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(NoBody)
+@blp.arguments(EmptyRequest)
 @blp.response(200, SubscriptionAnswer)
 def resume(_: dict[str, Any], subscription_id: str) -> Row:
     """Withdraw a pending cancellation"""

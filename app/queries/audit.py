@@ -40,7 +40,24 @@ def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | No
     )
 
 
-PERSONAL_FIELDS = ["email", "name", "company_name", "stripe_customer_id", "reason", "revoke_reason"]
+def select_refusals(cur: Cursor, customer_id: str, limit: int) -> list[Row]:
+    """What was asked for this customer and refused, newest first."""
+    return cur.all(
+        """
+        SELECT at, actor, action, subject, after ->> 'refused' AS message
+          FROM audit_log
+         WHERE customer_id = %(customer_id)s
+           AND after ->> 'refused' IS NOT NULL
+         ORDER BY id DESC
+         LIMIT %(limit)s
+        """,
+        {"customer_id": customer_id, "limit": limit},
+    )
+
+
+PERSONAL_FIELDS = [
+    "email", "name", "company_name", "stripe_customer_id", "reason", "revoke_reason", "refused",
+]  # fmt: skip
 
 
 def erase_audit(cur: Cursor, customer_id: str) -> None:

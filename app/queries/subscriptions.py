@@ -21,6 +21,10 @@ OF_SUBSCRIPTION = (
     "created_at", "updated_at",
 )  # fmt: skip
 """What `find_customer` returns, in this order."""
+LISTED = (
+    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices",
+    "retention_days", "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
+)  # fmt: skip
 
 
 def insert_trial(
@@ -97,6 +101,52 @@ def select_customer_with_subscriptions(
     width = len(OF_CUSTOMER)
     rows = [dict(zip(OF_SUBSCRIPTION, row[width:], strict=True), customer_id=customer_id) for row in found]
     return customer, rows if rows[0]["id"] is not None else []
+
+
+def select_customers_with_current(
+    cur: Cursor,
+    *,
+    at: datetime,
+    limit: int | None = None,
+    after: int | None = None,
+    email: str | None = None,
+    q: str | None = None,
+    plan: str | None = None,
+    status: str | None = None,
+) -> list[tuple[Row, Row | None]]:
+    """Customers, oldest first, each with the subscription that counts at that time. Erased ones are left out.
+
+    `q` is a part of email, name, company or id; `plan` and `status` are those of the subscription.
+    """
+    cur.execute(
+        f"""
+        SELECT {", ".join(f"c.{name}" for name in LISTED)},
+               {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
+          FROM customers AS c
+          LEFT JOIN LATERAL current_subscription(c.customer_id, %(at)s) AS s ON TRUE
+         WHERE c.erased_at IS NULL
+           AND (%(after)s::BIGINT IS NULL OR c.id > %(after)s)
+           AND (%(email)s::TEXT IS NULL OR LOWER(c.email COLLATE "C") = LOWER(%(email)s COLLATE "C"))
+           AND (%(q)s::TEXT IS NULL
+                OR STRPOS(LOWER(CONCAT_WS(CHR(10), c.email, c.name, c.company_name, c.customer_id)),
+                          LOWER(%(q)s)) > 0)
+           AND (%(plan)s::TEXT IS NULL OR s.plan = %(plan)s)
+           AND (%(status)s::TEXT IS NULL OR s.status = %(status)s)
+         ORDER BY c.id
+         LIMIT %(limit)s
+        """,
+        {
+            "at": at, "limit": limit, "after": after, "email": email, "q": q, "plan": plan, "status": status,
+        },
+    )  # fmt: skip
+    found: list[tuple[Row, Row | None]] = []
+    for row in cur.fetchall():
+        customer = dict(zip(LISTED, row, strict=False))
+        current = dict(
+            zip(OF_SUBSCRIPTION, row[len(LISTED) :], strict=True), customer_id=customer["customer_id"]
+        )
+        found.append((customer, current if current["id"] is not None else None))
+    return found
 
 
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:

@@ -86,7 +86,8 @@ class Url(Text):
     """An absolute http(s) address, as Stripe accepts them."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=2000, metadata={"format": "uri"}, **kwargs)
+        metadata = {"format": "uri"} | kwargs.pop("metadata", {})
+        super().__init__(max_length=2000, metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
@@ -152,7 +153,7 @@ class CamelSchema(Schema):
     """
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        field_obj.data_key = camel_case(field_name)
+        field_obj.data_key = field_obj.data_key or camel_case(field_name)
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:

@@ -2,35 +2,56 @@
 
 from marshmallow import fields, validate
 
+from app.entitlements import KNOWN_STATUSES
 from app.plans import PLANS
 from app.schemas.base import Address, CamelSchema, InputSchema, Instant, Text, no_default
 from app.schemas.paging import PageQuery
 from app.schemas.subscriptions import SubscriptionSchema
 
+_ABOUT_EMAIL = {"description": "Unique, whatever the letter case", "example": "ada@example.com"}
+_ABOUT_NAME = {"description": "The person", "example": "Ada Lovelace"}
+_ABOUT_COMPANY = {"description": "Shown in the license instead of the name", "example": "Engines Ltd"}
 
-class NewCustomer(InputSchema):
-    """`plan` begins the one trial of that plan."""
 
+class NewCustomerRequest(InputSchema):
     aliases = {"company": "companyName"}
 
-    email = Address(required=True)
-    name = Text(allow_none=True, load_default=None)
-    companyName = Text(attribute="company_name", allow_none=True, load_default=None)
-    plan = fields.String(validate=validate.OneOf(list(PLANS)), load_default=None)
+    email = Address(required=True, metadata=_ABOUT_EMAIL)
+    name = Text(allow_none=True, load_default=no_default, metadata=_ABOUT_NAME)
+    companyName = Text(
+        attribute="company_name", allow_none=True, load_default=no_default, metadata=_ABOUT_COMPANY
+    )
+    plan = fields.String(
+        validate=validate.OneOf(list(PLANS)),
+        allow_none=True,
+        load_default=no_default,
+        metadata={"description": "Begins the one trial of this plan; trial mode if absent"},
+    )
 
 
-class CustomerChanges(InputSchema):
+class UpdateCustomerRequest(InputSchema):
     """What is absent stays; null clears name or company."""
 
     aliases = {"company": "companyName"}
 
-    email = Address()
-    name = Text(allow_none=True)
-    companyName = Text(attribute="company_name", allow_none=True)
+    email = Address(metadata=_ABOUT_EMAIL)
+    name = Text(allow_none=True, metadata=_ABOUT_NAME)
+    companyName = Text(attribute="company_name", allow_none=True, metadata=_ABOUT_COMPANY)
 
 
 class CustomersQuery(PageQuery):
-    email = Text(max_length=254, load_default=no_default)
+    email = Text(max_length=254, load_default=no_default, metadata={"description": "Exactly this address"})
+    q = Text(load_default=no_default, metadata={"description": "A part of email, name, company or id"})
+    plan = fields.String(
+        validate=validate.OneOf([*PLANS, "unknown"]),
+        load_default=no_default,
+        metadata={"description": "Plan of the subscription that counts"},
+    )
+    status = fields.String(
+        validate=validate.OneOf(sorted(KNOWN_STATUSES)),
+        load_default=no_default,
+        metadata={"description": "Status of the subscription that counts"},
+    )
 
 
 class CustomerSchema(CamelSchema):
@@ -38,16 +59,22 @@ class CustomerSchema(CamelSchema):
     email = fields.String(required=True)
     name = fields.String(required=True, allow_none=True)
     company_name = fields.String(required=True, allow_none=True)
-    stripe_customer_id = fields.String(required=True, allow_none=True)
+    stripe_customer_id = fields.String(
+        required=True, allow_none=True, metadata={"description": "null until there is one at Stripe"}
+    )
     created_at = Instant(required=True)
     updated_at = Instant(required=True)
-    subscription = fields.Nested(SubscriptionSchema, required=True, allow_none=True)
+    subscription = fields.Nested(
+        SubscriptionSchema, required=True, allow_none=True, metadata={"description": "The one that counts"}
+    )
 
 
 class NewCustomerAnswer(CustomerSchema):
-    license = fields.String(required=True)
+    license = fields.String(required=True, metadata={"description": "The first license, a JWT"})
 
 
 class CustomersPage(CamelSchema):
     customers = fields.List(fields.Nested(CustomerSchema), required=True)
-    next_cursor = fields.String(required=True, allow_none=True)
+    next_cursor = fields.String(
+        required=True, allow_none=True, metadata={"description": "null on the last page"}
+    )

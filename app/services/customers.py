@@ -1,4 +1,4 @@
-"""Customers: joining with a trial, changing their details, own figures, leaving for good."""
+"""Customers: joining with a trial, changing their details, figures of their own."""
 
 import hashlib
 import hmac
@@ -12,12 +12,14 @@ from psycopg2.errors import UniqueViolation
 
 from app.context import now
 from app.db import Cursor, Row
-from app.entitlements import ENDED_STATUSES, describe_customer, entitle, is_local
-from app.errors import Conflict, NotFound
+from app.encoding import json_text
+from app.entitlements import describe, describe_customer, entitle
+from app.errors import Conflict, NotFound, Refused
 from app.extensions import db, settings, stripe
 from app.licenses import Token
-from app.queries import audit, customers, events, idempotency, licenses, subscriptions, usage
+from app.queries import customers, subscriptions
 from app.services.licenses import issue_license, lock_customer_or_404, require_serving
+from app.stripe_objects import named_by
 
 ID_LENGTH: Final = 16
 _ID_ALPHABET: Final = string.ascii_lowercase + string.digits
@@ -33,8 +35,8 @@ def create_customer(
 ) -> tuple[dict[str, Any], Row]:
     """Add a customer with a running trial, inside a transaction: the customer and its first license.
 
-    With a plan that is its one trial of a paid plan. Raises Conflict when the address is taken, or
-    when a plan is asked for but the trial was used up before an erasure.
+    With a plan that is its one trial of a paid plan. If the trial was used up before an erasure, it begins as
+    expired; Conflict when a plan is asked for then, or when the address is taken.
     """
     customer_id, at = new_id("cust_"), now().replace(microsecond=0)
     customer = customers.insert_customer(
@@ -74,35 +76,40 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
     """Change email, name or company (absent: as it is), at Stripe first, so that a failure there changes
     nothing here. Raises Conflict when the address is taken.
     """
-    if not changes:
-        return describe_one(customer_id)
-    if get_customer(customer_id)["stripe_customer_id"] and stripe.configured:
-        with db.lease(f"checkout {customer_id}"):
-            return _update(customer_id, changes)
-    return _update(customer_id, changes)
-
-
-def _update(customer_id: str, changes: Row) -> dict[str, Any]:
-    before = get_customer(customer_id)
-    wanted: Row = {name: changes.get(name, before[name]) for name in ("email", "name", "company_name")}
-    with db.statement() as cur:
-        same_email = customers.select_customers(cur, limit=1, email=wanted["email"])
-    if same_email and same_email[0]["customer_id"] != customer_id:
-        raise Conflict("Another customer has this email.")
-    if before["stripe_customer_id"] and stripe.configured:
-        name = wanted["company_name"] or wanted["name"]
-        key = (
-            f"customer-update-{customer_id}-{before['updated_at'].timestamp()}-{_digest(wanted)}-{now():%H%M}"
-        )
-        stripe.update_customer(before["stripe_customer_id"], wanted["email"], name, key)
-    try:
-        with db.transaction() as cur:
-            present = lock_customer_or_404(cur, customer_id)
-            wanted = {name: changes.get(name, present[name]) for name in wanted}
-            after = customers.update_customer(cur, customer_id=customer_id, **wanted)
-            return describe_customer(after, subscriptions.select_subscriptions(cur, [customer_id]), now())
-    except UniqueViolation:
-        raise Conflict("Another customer has this email.") from None
+    with db.lease(f"customer {customer_id}"):
+        before = get_customer(customer_id)
+        changes = {name: value for name, value in changes.items() if value != before[name]}
+        if not changes:
+            return describe_one(customer_id)
+        after = before | changes
+        with db.statement() as cur:
+            same_email = customers.select_customers(cur, limit=1, email=after["email"])
+        if same_email and same_email[0]["customer_id"] != customer_id:
+            raise Conflict(f"Another customer has this email: {same_email[0]['customer_id']}.")
+        # Only what changed: at Stripe the customer may have given a billing address or another email since.
+        wanted = {"email": after["email"], "name": after["company_name"] or after["name"] or ""}
+        there = {"email": before["email"], "name": before["company_name"] or before["name"] or ""}
+        at_stripe = {name: value for name, value in wanted.items() if value != there[name]}
+        if at_stripe and before["stripe_customer_id"] and stripe.configured:
+            state = f"{before['updated_at'].timestamp()}-{digest(at_stripe)}-{this_minute()}"
+            try:
+                stripe.update_customer(
+                    before["stripe_customer_id"], at_stripe, f"update-{customer_id}-after-{state}"
+                )
+            except Refused as error:
+                if not error.missing:  # one that was deleted there needs to hear nothing
+                    raise
+        try:
+            with db.transaction() as cur:
+                present = lock_customer_or_404(cur, customer_id) | changes
+                names = ("email", "name", "company_name")
+                stored = customers.update_customer(
+                    cur, customer_id=customer_id, **{name: present[name] for name in names}
+                )
+                rows = subscriptions.select_subscriptions(cur, [customer_id])
+                return describe_customer(stored, rows, now())
+        except UniqueViolation:
+            raise Conflict("Another customer has this email.") from None
 
 
 def override(
@@ -151,101 +158,39 @@ def get_customer_with_subscriptions(
     return require_serving(customer, customer_id, presented), rows
 
 
-def describe_many(page: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same for a page of customers, with one more statement in all."""
-    of = subscriptions_of(page)
-    return [describe_customer(customer, of[customer["customer_id"]], now()) for customer in page]
-
-
-def subscriptions_of(page: Sequence[Row]) -> dict[str, list[Row]]:
-    """Every subscription of each of these customers."""
-    found: dict[str, list[Row]] = {customer["customer_id"]: [] for customer in page}
+def list_customers(
+    *,
+    limit: int | None = None,
+    after: int | None = None,
+    email: str | None = None,
+    q: str | None = None,
+    plan: str | None = None,
+    status: str | None = None,
+) -> list[dict[str, Any]]:
+    """Customers with the subscription that counts, oldest first, in one statement; `after` is an `id`."""
+    at = now()
     with db.statement() as cur:
-        for row in subscriptions.select_subscriptions(cur, list(found)):
-            found[row["customer_id"]].append(row)
-    return found
-
-
-def export_customer(customer_id: str) -> dict[str, Any]:
-    """Everything that is held about a customer, as rows by table."""
-    customer = get_customer(customer_id)
-    with db.transaction() as cur:
-        audit.insert_audit(cur, "customer.export", customer_id=customer_id, subject=customer_id)
-        return {
-            "customer": customer,
-            "subscriptions": subscriptions.select_subscriptions(cur, [customer_id]),
-            "licenses": licenses.select_license_history(cur, customer_id),
-            "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
-            "instances": usage.select_instances_of(cur, customer_id),
-            "usageAlerts": usage.select_usage_alerts(cur, customer_id=customer_id, since=None),
-            "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
-            "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
-            "audit": audit.select_audit(cur, customer_id=customer_id),
-        }
-
-
-def erase_customer(customer_id: str) -> None:
-    """Delete the customer at Stripe and every personal field here; the figures stay.
-
-    Its licenses are revoked, and a keyed hash of the address remembers that the trial is used up.
-    Done again after a failure half-way, it completes. No checkout can begin meanwhile.
-    """
-    with db.lease(f"checkout {customer_id}"):
-        customer = get_customer(customer_id)
-        stripe_ids = _delete_at_stripe(customer)
-        with db.transaction("customer.erase") as cur:
-            _erase(cur, customer, stripe_ids)
-
-
-def _delete_at_stripe(customer: Row) -> list[str]:
-    """Delete whatever Stripe has of this customer, also what was never linked: Stripe's ids."""
-    deleted: list[str] = []
-    if customer["stripe_customer_id"] or stripe.configured:
-        while wanted := [found for found in _all_at_stripe(customer) if found not in deleted]:
-            for found in wanted:
-                stripe.delete_customer(found)
-            deleted += wanted
-    return deleted
-
-
-def _all_at_stripe(customer: Row) -> list[str]:
-    """By the link, by its name and address, and by whom its subscriptions are, if they name it still."""
-    customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    with db.statement() as cur:
-        rows = subscriptions.select_subscriptions(cur, [customer_id])
-    fetched = [
-        stripe.retrieve_subscription(row["subscription_id"])
-        for row in rows
-        if not is_local(row) and row["status"] not in ENDED_STATUSES
+        found = subscriptions.select_customers_with_current(
+            cur, at=at, limit=limit, after=after, email=email, q=q, plan=plan, status=status
+        )
+    return [
+        customer | {"subscription": current and describe(customer, current, at)}
+        for customer, current in found
     ]
-    paying = {row["stripe_customer_id"] for row in fetched if row} - {linked}
-    named = [stripe_id for stripe_id in sorted(paying) if stripe.owner_of(stripe_id) == customer_id]
-    return ([linked] if linked else []) + find_stripe_customers(customer, also=named)
 
 
 def find_stripe_customers(customer: Row, also: Sequence[str] = ()) -> list[str]:
-    """Customers at Stripe that name this one of ours (those of its address, and `also`), but for those that
-    are somebody else's here.
+    """Stripe's ids of this customer: those that it is linked to or that name it, and `also`, but for those
+    that another customer here is linked to.
     """
-    found = [*also, *stripe.find_customers(customer["customer_id"], customer["email"])]
+    customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
+    named = [
+        c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id
+    ]
+    found = [*([linked] if linked else []), *also, *named]
     with db.statement() as cur:
-        others = customers.select_linked_to_others(cur, customer["customer_id"], found)
+        others = customers.select_linked_to_others(cur, customer_id, found)
     return [stripe_id for stripe_id in dict.fromkeys(found) if stripe_id not in others]
-
-
-def _erase(cur: Cursor, customer: Row, stripe_ids: list[str]) -> None:
-    at, customer_id = now(), customer["customer_id"]
-    present = customers.lock_customer(cur, customer_id) or customer
-    # The address may have been changed since it was read: neither has a trial to come.
-    for email in {customer["email"], present["email"]} - {None}:
-        customers.insert_erased_email(cur, email_hash(cur, email))
-    subscriptions.end_all(cur, customer_id, at)
-    licenses.revoke_licenses(cur, customer_id, at)
-    licenses.forget_tokens(cur, customer_id)
-    customers.erase_customer(cur, customer_id, at)
-    audit.erase_audit(cur, customer_id)
-    events.forget_stripe_customers(cur, customer_id, stripe_ids)
-    idempotency.delete_answers_about(cur, customer_id)
 
 
 def trial_used_before_erasure(cur: Cursor, email: str) -> bool:
@@ -264,5 +209,13 @@ def new_id(prefix: str) -> str:
     return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_LENGTH))
 
 
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(repr(sorted(value.items())).encode()).hexdigest()[:16]
+def digest(value: Any) -> str:
+    """Part of an idempotency key: what is asked for."""
+    return hashlib.sha256(json_text(value).encode()).hexdigest()[:32]
+
+
+def this_minute() -> str:
+    """Part of an idempotency key whose effect is looked for before the call is made again: Stripe would repeat
+    a refusal for 24 hours, so it does for a minute at most.
+    """
+    return f"{now():%Y%m%d%H%M}"

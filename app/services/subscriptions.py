@@ -1,39 +1,28 @@
-"""Subscriptions that people ask for: trial, checkout, upgrade, cancel, resume, portal."""
+"""Changes of a subscription that people ask for: trial, upgrade, cancel, resume."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from app.context import now
 from app.db import Cursor, Row
 from app.entitlements import ENDED_STATUSES, describe, ends_with_period, entitle, is_live, is_local, status_at
-from app.errors import (
-    Conflict,
-    DomainError,
-    Forbidden,
-    NotFound,
-    Unavailable,
-    invalid_field,
-)
+from app.errors import Conflict, DomainError, Forbidden, NoAnswer, NotFound, PaymentRefused, Unavailable
 from app.extensions import db, settings, stripe
-from app.plans import PLANS
+from app.plans import INTERVALS
 from app.queries import customers, subscriptions
+from app.services.audit import audited
+from app.services.checkout import price_for_sale
 from app.services.customers import (
-    find_stripe_customers,
     get_customer,
     get_customer_with_subscriptions,
     start_trial,
     trial_used_before_erasure,
 )
-from app.services.licenses import issue_license, lock_customer_or_404
-from app.services.stripe_sync import set_link, sync_customer
-from app.stripe_gateway import NoAnswer, Refused
+from app.services.licenses import current_license, issue_license, lock_customer_or_404
+from app.services.stripe_sync import sync_customer
 
-CHANGE_WAIT_SECONDS: Final = 5
-SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
+T = TypeVar("T")
+NEEDS_AUTHENTICATION: Final = "subscription_payment_intent_requires_action"
 
 
 def create_trial(cur: Cursor, customer_id: str, plan: str) -> tuple[dict[str, Any], Row]:
@@ -61,7 +50,11 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
     if any_id.startswith("cust_"):
         if only_of not in (None, any_id):
             raise Forbidden("This license is for another customer.")
-        return _current(any_id)
+        customer, rows = get_customer_with_subscriptions(any_id)
+        current = entitle(customer, rows, now()).subscription
+        if current is None:
+            raise NotFound(f"Customer {any_id} has no subscription.")
+        return describe(customer, current, now())
     with db.statement() as cur:
         row = subscriptions.select_subscription(cur, any_id)
     if only_of is not None and (row is None or row["customer_id"] != only_of):
@@ -71,174 +64,118 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
     return describe(get_customer(row["customer_id"]), row, now())
 
 
-def _current(customer_id: str) -> dict[str, Any]:
+def subscription_to_change(customer_id: str) -> dict[str, Any] | None:
+    """The live subscription at Stripe that counts; None: the customer has to check out."""
     customer, rows = get_customer_with_subscriptions(customer_id)
     current = entitle(customer, rows, now()).subscription
-    if current is None:
-        raise NotFound(f"Customer {customer_id} has no subscription.")
-    return describe(customer, current, now())
+    return describe(customer, current, now()) if current and is_live(current) else None
 
 
-def start_checkout(
-    customer_id: str,
-    plan: str,
-    *,
-    success_url: str | None = None,
-    cancel_url: str | None = None,
-    promo_code: str | None = None,
-) -> dict[str, Any]:
-    """A Stripe Checkout page where the customer subscribes: sessionId, checkoutUrl, plan, expiresAt.
+def preview_change(subscription_id: str, plan: str, interval: str | None = None) -> dict[str, Any]:
+    """What Stripe would charge now for `upgrade`, in the currency's smallest unit; raises what that would."""
+    present = _fetch(_find(subscription_id))
+    interval = interval or _interval(present)
+    if (present["plan"], present["billing_interval"]) == (plan, interval):
+        raise Conflict(f"The subscription is on {plan} by the {interval} already.")
+    price = _price_to_move_to(present, plan, interval)
+    invoice = stripe.preview_change(subscription_id, present["stripe_price_id"], price["id"])
+    return {
+        "subscription_id": subscription_id,
+        "plan": plan,
+        "interval": interval,
+        "previous_plan": present["plan"],
+        "previous_interval": present["billing_interval"],
+        "currency": invoice["currency"],
+        "amount_due": invoice["amount_due"],
+        "cancel_at_period_end": ends_with_period(present),
+        "cancel_at": present["cancel_at"],
+    }
 
-    One session of a customer is open at a time, so that nobody pays twice in two tabs: the same
-    wish gets the same session again, another wish closes it. Raises Conflict when a subscription
-    is live already, here or, by a webhook still on its way, at Stripe only.
+
+def upgrade(
+    subscription_id: str, plan: str, interval: str | None = None
+) -> tuple[dict[str, Any], Row | None]:
+    """Move a live subscription to another plan or interval, up or down, prorated and paid at once.
+
+    The described subscription and, unless revoked, the license. Raises PaymentRefused with nothing changed,
+    with the page where the customer confirms a payment if the bank asks for it; Conflict for a trial, a
+    subscription that is not live, or no change.
     """
-    with db.lease(f"checkout {customer_id}"):
-        customer = get_customer(customer_id)
-        price_id = _price_of(plan)
-        stripe_customer_id = _ensure_stripe_customer(customer)
-        success = success_url or f"{settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
-        params: dict[str, Any] = {
-            "mode": "subscription",
-            "customer": stripe_customer_id,
-            "client_reference_id": customer_id,
-            "line_items": [{"price": price_id, "quantity": 1}],
-            "success_url": success,
-            "cancel_url": cancel_url or f"{settings.base_url}/checkout/cancel",
-            "subscription_data": {"metadata": {"customer_id": customer_id}},
-        }
-        if promo_code is None:
-            params["allow_promotion_codes"] = True
-        else:
-            promotion = stripe.find_promotion_code(promo_code, stripe_customer_id)
-            if promotion is None:
-                raise invalid_field("promoCode", "There is no such code, or it has expired.")
-            params["discounts"] = [{"promotion_code": promotion}]
-        session = _open_session(customer_id, params)
-        return {
-            "session_id": session["id"],
-            "checkout_url": session["url"],
-            "plan": plan,
-            "expires_at": datetime.fromtimestamp(session["expires_at"], UTC),
-        }
+    before = _find(subscription_id)
+    customer_id = before["customer_id"]
+    asked = audited("subscription.upgrade", customer_id, subscription_id, plan=plan, interval=interval)
+    with asked, db.lease(f"customer {customer_id}"):
+        present = _fetch(before)
+        interval = interval or _interval(present)
+        if (present["plan"], present["billing_interval"]) != (plan, interval):
+            _move(present, price_id=_price_to_move_to(present, plan, interval)["id"])
+        elif (before["plan"], before["billing_interval"]) == (plan, interval):
+            raise Conflict(f"The subscription is on {plan} by the {interval} already.")
+        synced = sync_customer(customer_id)
+        license_row = synced.license
+        if license_row is None and not synced.customer["revoked_at"]:
+            license_row = current_license(customer_id)
+        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now()), license_row
 
 
-def _open_session(customer_id: str, params: dict[str, Any]) -> dict[str, Any]:
-    """The open session with these very parameters, or a new one with every other closed."""
-    wish = _digest(json.dumps(params, sort_keys=True))
-    sessions = stripe.list_checkouts(params["customer"])
-    is_open = [session for session in sessions if session["status"] == "open"]
-    same = [session for session in is_open if (session.get("metadata") or {}).get("wish") == wish][:1]
-    under_way = [s for s in is_open if s not in same and not stripe.expire_checkout(s["id"])]
-    # Asked only now, when no other page can be paid any more: what was paid on one shows here.
-    sync_customer(customer_id)
-    if _live_subscription(customer_id):
-        for session in same:
-            stripe.expire_checkout(session["id"])
-        raise Conflict("This customer has a live subscription. Use upgrade.")
-    if under_way:
-        raise Conflict("A payment is under way in an earlier checkout page. Look again in a moment.")
-    if same:
-        return same[0]
-    state = sessions[0]["id"] if sessions else "first"
-    params = params | {"metadata": {"customer_id": customer_id, "wish": wish}}
-    return stripe.create_checkout(params, f"checkout-{wish}-after-{state}-{_minute()}")
+def _move(present: Row, *, price_id: str) -> None:
+    ids = present["subscription_id"], present["stripe_price_id"], price_id
+    try:
+        _change(present, f"to-{price_id}", lambda key: stripe.change_price(*ids, key))
+    except PaymentRefused as error:
+        if error.stripe_code != NEEDS_AUTHENTICATION:
+            raise
+        # Stripe has no page for a change that it refused. Made pending, it takes effect once confirmed there.
+        made = _change(
+            present, f"pending-{price_id}", lambda key: stripe.change_price(*ids, key, pending=True)
+        )
+        if made.get("pending_update"):
+            url = made["latest_invoice"]["hosted_invoice_url"]
+            message = f"The bank wants the customer to confirm this payment, at {url}"
+            raise PaymentRefused(message, url=url) from error
 
 
-def _minute() -> str:
-    """Part of a key whose effect is looked for before it is asked again: a refusal is repeated no longer."""
-    return f"{now():%Y%m%d%H%M}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _ensure_stripe_customer(customer: Row) -> str:
-    """Stripe's id of this customer; made, found again after a crash, or made anew after a deletion."""
-    customer_id, known = customer["customer_id"], customer["stripe_customer_id"]
-    if known and not stripe.customer_is_deleted(known):
-        return str(known)
-    if known:
-        sync_customer(customer_id)  # what the deleted one had is taken in before it is forgotten
-    found = next(iter(find_stripe_customers(customer)), None)
-    if found is None:
-        name = customer["company_name"] or customer["name"]
-        state = f"{known or 'none'}-{customer['updated_at'].timestamp()}"
-        key = f"customer-{customer_id}-after-{state}-{_minute()}"
-        found = stripe.create_customer(customer_id, customer["email"], name, key)
-    with db.transaction() as cur:
-        set_link(cur, lock_customer_or_404(cur, customer_id), found)
-    return found
-
-
-def _price_of(plan: str) -> str:
-    price_id = stripe.price_of(plan)
-    if price_id is None and PLANS[plan].monthly_cents is None:
-        raise invalid_field("plan", f"{plan.capitalize()} is not sold online. Contact sales.")
-    if price_id is None:
-        raise Unavailable(f"Stripe has no active price for {plan}. Run: flask stripe setup")
-    return price_id
-
-
-def upgrade(subscription_id: str, plan: str) -> tuple[dict[str, Any], Row | None]:
-    """Move a live subscription to another plan, up or down, prorated and paid at once.
-
-    Raises PaymentRefused with nothing changed, or Conflict for a trial, a subscription that is not
-    live or the plan it has already.
-    """
-    before = _stripe_subscription(subscription_id)
-    with _changing(subscription_id):
-        price_id = _price_of(plan)
-        sync_customer(before["customer_id"])
-        present = _stripe_subscription(subscription_id)
-        if not is_live(present):
-            instead = "Its open invoice has to be paid first."
-            if _has_ended(present):
-                instead = "It has ended; use checkout."
-            elif present["status"] == "paused":
-                instead = "It has to be resumed at Stripe first."
-            raise Conflict(f"This subscription is {present['status']}. {instead}")
-        if present["plan"] != plan:
-            _change(
-                present,
-                f"to-{price_id}",
-                lambda key: stripe.change_price(subscription_id, price_id, key),
-            )
-        elif before["plan"] == plan:
-            raise Conflict(f"The subscription is on {plan} already.")
-        return _after_change(subscription_id)
+def _price_to_move_to(present: Row, plan: str, interval: str) -> Row:
+    """The price, if this subscription can be moved. Raises Conflict with what to do instead."""
+    if is_local(present):
+        raise Conflict("This is a trial. Use checkout to subscribe.")
+    if not is_live(present):
+        invoice = (present["details"] or {}).get("unpaidInvoice")
+        instead = f"Its open invoice has to be paid first{', at ' + invoice['url'] if invoice else '.'}"
+        if present["status"] in ENDED_STATUSES:
+            instead = "It has ended; use checkout."
+        elif present["status"] == "paused":
+            instead = "It has to be resumed at Stripe first."
+        raise Conflict(f"This subscription is {present['status']}. {instead}")
+    return price_for_sale(plan, interval)
 
 
 def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
     """End a subscription now or at the end of the paid period; a local trial ends at once."""
-    before = _subscription(subscription_id)
+    before = _find(subscription_id)
+    customer_id = before["customer_id"]
+    asked = audited("subscription.cancel", customer_id, subscription_id, at_period_end=at_period_end)
     if is_local(before):
-        return _cancel_trial(before)
-    with _changing(subscription_id):
-        sync_customer(before["customer_id"])
-        present = _subscription(subscription_id)
-        if _has_ended(present):
-            if _has_ended(before):
+        with asked:
+            return _end_trial(before)
+    with asked, db.lease(f"customer {customer_id}"):
+        present = _fetch(before)
+        if present["status"] in ENDED_STATUSES:
+            if before["status"] in ENDED_STATUSES:
                 raise Conflict("This subscription has ended already.")
         elif not at_period_end:
             _change(present, "cancel-now", lambda key: stripe.cancel(subscription_id, key))
         elif not ends_with_period(present):
-            _change(
-                present,
-                "cancel-later",
-                lambda key: stripe.cancel_at_period_end(subscription_id, key),
-            )
-        return _after_change(subscription_id)[0]
+            _change(present, "cancel-later", lambda key: stripe.cancel_at_period_end(subscription_id, key))
+        synced = sync_customer(customer_id)
+        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now())
 
 
-def _cancel_trial(row: Row) -> dict[str, Any]:
+def _end_trial(row: Row) -> dict[str, Any]:
     with db.transaction() as cur:
-        customer = customers.lock_customer(cur, row["customer_id"])
+        customer = lock_customer_or_404(cur, row["customer_id"])
         present = subscriptions.select_subscription(cur, row["subscription_id"])
-        if customer is None or present is None:
-            raise NotFound(f"There is no subscription {row['subscription_id']}.")
-        if status_at(present, now()) != "trialing":
+        if present is None or status_at(present, now()) != "trialing":
             raise Conflict("The trial has ended already.")
         ended = subscriptions.end_trials(cur, row["customer_id"], now())[0]
         if not customer["revoked_at"]:
@@ -248,11 +185,13 @@ def _cancel_trial(row: Row) -> dict[str, Any]:
 
 def resume(subscription_id: str) -> dict[str, Any]:
     """Withdraw a pending cancellation, of ours or of the billing portal's."""
-    before = _stripe_subscription(subscription_id)
-    with _changing(subscription_id):
-        sync_customer(before["customer_id"])
-        present = _stripe_subscription(subscription_id)
-        if _has_ended(present):
+    before = _find(subscription_id)
+    customer_id = before["customer_id"]
+    with audited("subscription.resume", customer_id, subscription_id), db.lease(f"customer {customer_id}"):
+        if is_local(before):
+            raise Conflict("This is a trial. Use checkout to subscribe.")
+        present = _fetch(before)
+        if present["status"] in ENDED_STATUSES:
             raise Conflict("This subscription has ended and cannot be resumed. Use checkout.")
         if present["cancel_at_period_end"] or present["cancel_at"]:
             _change(
@@ -264,57 +203,31 @@ def resume(subscription_id: str) -> dict[str, Any]:
             )
         elif not (before["cancel_at_period_end"] or before["cancel_at"]):
             raise Conflict("No cancellation is pending.")
-        return _after_change(subscription_id)[0]
+        synced = sync_customer(customer_id)
+        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now())
 
 
-def open_portal(customer_id: str, return_url: str | None) -> str:
-    """The address of Stripe's billing portal for this customer."""
-    with db.lease(f"checkout {customer_id}"):
-        stripe_customer_id = _ensure_stripe_customer(get_customer(customer_id))
-        back = return_url or f"{settings.base_url}/checkout/back"
-        # A portal address lives for minutes: the same minute may share one, a later one may not.
-        key = f"portal-{stripe_customer_id}-{_digest(back)}-{_minute()}"
-        return stripe.create_portal(stripe_customer_id, back, key)
-
-
-def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
-    """Cancel all that the customer has live, or its running trial.
-
-    Answers the subscription that counted, and its plan before.
-    """
+def deactivatable(customer_id: str) -> list[dict[str, Any]]:
+    """The described subscriptions that `deactivate` would end, the one that counts first."""
     customer = get_customer(customer_id)
     if customer["stripe_customer_id"] and stripe.configured:
         sync_customer(customer_id)
-    current = _current(customer_id)
-    if current["status"] in ENDED_STATUSES:
+    customer, rows = get_customer_with_subscriptions(customer_id)
+    current = entitle(customer, rows, now()).subscription
+    running = [describe(customer, row, now()) for row in rows if status_at(row, now()) not in ENDED_STATUSES]
+    return sorted(running, key=lambda row: current is None or row["id"] != current["id"])
+
+
+def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
+    """Cancel all that the customer has running: the described one that counted, and its plan before."""
+    running = deactivatable(customer_id)
+    if not running:
         raise Conflict("Nothing is live: the customer is in trial mode already.")
-    with db.statement() as cur:
-        rows = subscriptions.select_subscriptions(cur, [customer_id])
-    for row in filter(is_live, rows):
-        if row["subscription_id"] != current["subscription_id"]:
-            cancel(row["subscription_id"], at_period_end=at_period_end)
-    return cancel(current["subscription_id"], at_period_end=at_period_end), current["plan"]
+    canceled = [cancel(row["subscription_id"], at_period_end=at_period_end) for row in running]
+    return canceled[0], running[0]["plan"]
 
 
-def complete_checkout(session_id: str) -> dict[str, Any] | None:
-    """Sync the customer of a finished session of ours: its described subscription, None if not ours."""
-    session = stripe.retrieve_checkout(session_id)
-    customer_id = (session or {}).get("client_reference_id")
-    if session is None or not isinstance(customer_id, str) or session["status"] != "complete":
-        return None
-    with db.statement() as cur:
-        customer = customers.select_customer(cur, customer_id)
-    if customer is None or customer["stripe_customer_id"] != session["customer"]:
-        return None
-    sync_customer(customer_id)
-    return describe(customer, _subscription(session["subscription"]), now())
-
-
-def _has_ended(row: Row) -> bool:
-    return row["status"] in ENDED_STATUSES
-
-
-def _subscription(subscription_id: str) -> Row:
+def _find(subscription_id: str) -> Row:
     with db.statement() as cur:
         row = subscriptions.select_subscription(cur, subscription_id)
     if row is None:
@@ -322,62 +235,45 @@ def _subscription(subscription_id: str) -> Row:
     return row
 
 
-def _stripe_subscription(subscription_id: str) -> Row:
-    row = _subscription(subscription_id)
+def _fetch(row: Row) -> Row:
+    """A subscription as Stripe has it now. Raises NotFound when it has become another product's."""
     if is_local(row):
-        raise Conflict("This is a trial. Use checkout to subscribe.")
-    return row
+        return row
+    synced = sync_customer(row["customer_id"])
+    if row["subscription_id"] in synced.missing:
+        raise Conflict(f"Stripe does not find {row['subscription_id']}. Look: flask customer explain")
+    return _pick(synced.subscriptions, row["subscription_id"])
 
 
-def _live_subscription(customer_id: str) -> Row | None:
-    with db.statement() as cur:
-        rows = subscriptions.select_subscriptions(cur, [customer_id])
-    return next(filter(is_live, rows), None)
+def _pick(rows: list[Row], subscription_id: str) -> Row:
+    for row in rows:
+        if row["subscription_id"] == subscription_id:
+            return row
+    raise NotFound(f"There is no subscription {subscription_id} of this customer any more.")
 
 
-@contextmanager
-def _changing(subscription_id: str) -> Iterator[None]:
-    """One change of a subscription after the other, so that each is answered with what it made."""
-    with db.lease(f"change {subscription_id}", CHANGE_WAIT_SECONDS):
-        yield
+def _interval(row: Row) -> str:
+    return row["billing_interval"] if row["billing_interval"] in INTERVALS else "month"
 
 
-def _change(row: Row, what: str, call: Callable[[str], None]) -> None:
+def _change(row: Row, what: str, call: Callable[[str], T]) -> T:
     """Ask Stripe for one change under a key that no earlier attempt with an outcome has used.
 
     An attempt without an outcome (no answer, a kill) keeps its key: asked again, Stripe does it once.
-    `updated_at` moves whenever Stripe's state was seen to, by whatever hand.
+    `updated_at` moves whenever Stripe's state was seen to, whoever changed it.
     """
     key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
     try:
-        call(key)
-    except Refused as error:
-        _count_change(row)
-        if error.missing:
-            raise
-        raise Conflict(
-            "Stripe does not take this change in the subscription's present state. Its dashboard tells why."
-        ) from error
+        answer = call(key)
     except DomainError as error:
         if not isinstance(error, NoAnswer | Unavailable):
             _count_change(row)
         raise
     _count_change(row)
+    return answer
 
 
 def _count_change(row: Row) -> None:
     with db.transaction() as cur:
         customers.lock_customer(cur, row["customer_id"])  # in the order of everybody who changes both
         subscriptions.count_change(cur, row["subscription_id"])
-
-
-def _after_change(subscription_id: str) -> tuple[dict[str, Any], Row | None]:
-    """What Stripe has made of it: the described subscription and, unless revoked, the license."""
-    customer_id = _subscription(subscription_id)["customer_id"]
-    sync_customer(customer_id)
-    with db.transaction() as cur:
-        customer = customers.lock_customer(cur, customer_id)
-        if customer is None:
-            raise NotFound(f"There is no customer {customer_id}.")
-        license_row = None if customer["revoked_at"] else issue_license(cur, customer)
-        return describe(customer, _subscription(subscription_id), now()), license_row

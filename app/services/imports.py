@@ -1,0 +1,91 @@
+"""Customers from a CSV file."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from marshmallow import ValidationError
+
+from app.db import Row
+from app.errors import Conflict, DomainError, Invalid, NotFound
+from app.extensions import db, stripe
+from app.queries import customers
+from app.schemas.customers import NewCustomerRequest
+from app.services.checkout import adopt_stripe_customer
+from app.services.customers import create_customer
+from app.services.stripe_sync import sync_customer
+
+COLUMNS: Final = ("email", "name", "company", "plan", "stripe_customer_id")
+
+
+def import_customers(file: Iterable[str], *, dry_run: bool = False) -> Iterator[dict[str, Any]]:
+    """For each line: line, email, outcome (created, linked, exists, failed), customer_id and message.
+
+    `linked`: created, linked to its customer at Stripe and synced. Who is there already is left as it is.
+    The header is line 1. Raises Invalid for a header that is not one.
+    """
+    reader = csv.DictReader(file, strict=True)
+    header = reader.fieldnames or []
+    if "email" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
+        raise Invalid(f"Line 1: expected the column email and any of {', '.join(COLUMNS[1:])}.")
+    return _import_lines(reader, dry_run)
+
+
+def _import_lines(reader: "csv.DictReader[str]", dry_run: bool) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    try:
+        for cells in reader:
+            email = (cells["email"] or "").strip()
+            result = {"line": reader.line_num, "email": email, "customer_id": None, "message": None}
+            try:
+                result |= _import_customer(cells, email.lower() in seen, dry_run)
+            except DomainError as error:
+                result |= {"outcome": "failed", "message": error.message}
+            seen.add(email.lower())
+            yield result
+    except csv.Error as error:
+        raise Invalid(f"Line {reader.line_num}: {error}.") from None
+
+
+def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bool) -> dict[str, Any]:
+    if None in cells:
+        raise Invalid("More cells than columns.")
+    given = {name: cell.strip() for name, cell in cells.items() if cell and cell.strip()}
+    stripe_id = given.pop("stripe_customer_id", None)
+    try:
+        wanted = NewCustomerRequest().load(given)
+    except ValidationError as error:
+        messages = error.normalized_messages().items()
+        raise Invalid("; ".join(f"{name}: {texts[0]}" for name, texts in messages)) from None
+    with db.statement() as cur:
+        there = customers.select_customers(cur, limit=1, email=wanted["email"])
+    if there or is_repeated:
+        customer_id = there[0]["customer_id"] if there else None
+        return {"outcome": "exists", "customer_id": customer_id, "message": "is there already"}
+    if stripe_id:
+        _require_free(stripe_id)
+    outcome = "linked" if stripe_id else "created"
+    if dry_run:
+        return {"outcome": outcome}
+    with db.transaction() as cur:
+        customer, _ = create_customer(cur, **wanted)
+    result = {"outcome": outcome, "customer_id": customer["customer_id"]}
+    try:
+        if stripe_id:
+            adopt_stripe_customer(customer["customer_id"], stripe_id)
+            sync_customer(customer["customer_id"])
+    except DomainError as error:
+        message = f"created, but not linked to {stripe_id}: {error.message}"
+        return result | {"outcome": "failed", "message": message}
+    return result
+
+
+def _require_free(stripe_id: str) -> None:
+    """Raises NotFound for a customer that Stripe does not have, Conflict for another one's."""
+    with db.statement() as cur:
+        owner: Row | None = customers.select_customer_by_stripe_id(cur, stripe_id)
+    if owner:
+        raise Conflict(f"{stripe_id} is linked to {owner['customer_id']} already.")
+    found = stripe.retrieve_customer(stripe_id)
+    if found is None or found.get("deleted"):
+        raise NotFound(f"Stripe has no customer {stripe_id}.")
