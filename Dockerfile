@@ -1,8 +1,8 @@
 # What production runs, and nothing else.
 #   docker build -t zemfyre-billing-api .
-#   docker run -d -p 3100:3100 -e DATABASE_URL=postgresql://... -e ADMIN_API_KEY=... \
+#   docker run -d -p 127.0.0.1:3100:3100 -e DATABASE_URL=postgresql://... -e ADMIN_API_KEY=... \
 #     -v ./keys:/app/keys:ro --user "$(id -u):$(id -g)" --read-only zemfyre-billing-api
-# Any user will do, as long as it may read the keys.
+# Any user will do, as long as it may read the keys. A proxy that buffers requests belongs in front (compose.yaml).
 
 FROM python:3.13-slim AS build
 COPY requirements.txt /tmp/requirements.txt
@@ -18,7 +18,8 @@ FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin billing
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2
 WORKDIR /app
 COPY --from=build /opt/venv /opt/venv
 COPY wsgi.py gunicorn.conf.py ./

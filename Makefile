@@ -31,8 +31,8 @@ format: $(VENV)/dev ## Put the code into its form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## Measure the service beside what this machine could do at best (a short run: make bench ARGS=--quick)
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: $(VENV)/dev ## Measure the service, beside another checkout: make bench AGAINST=DIR (see docs/performance.md)
+	@$(BIN)/python -m tests.bench $(if $(AGAINST),--against "$(AGAINST)") $(ARGS)
 
 fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
 	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/test_fuzz.py $(ARGS)

@@ -1,107 +1,99 @@
-"""Production settings of the web server; `gunicorn wsgi:app` reads this file by itself.
+"""Settings of the web server; `gunicorn wsgi:app` reads this file by itself.
 
-A setting that is wrong ends the start with one line. SIGHUP reads everything anew, keys too; what
-is wrong then is told in the log, and the service goes on as before.
+The application is loaded here, in the master, so that its workers share the memory of all modules. SIGHUP
+loads settings and keys again and replaces the workers; when a setting is wrong, the log names it and the
+service goes on with the old ones.
 """
 
 import atexit
+import gc
 import logging
 import os
-import resource
 import shutil
+import socket
 import sys
 import tempfile
-import time
 from typing import Any
 
-memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+is_reload = "wsgi" in sys.modules
+shared_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
-# Before the first import of prometheus_client, which looks for it once.
-if "wsgi" not in sys.modules:
-    metrics_dir = tempfile.mkdtemp(prefix="zemfyre-metrics-", dir=memory)
+if not is_reload:  # prometheus_client reads the variable when it is imported
+    metrics_dir = tempfile.mkdtemp(prefix="zemfyre-metrics-", dir=shared_memory)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-    master = os.getpid()
-    atexit.register(lambda: os.getpid() == master and shutil.rmtree(metrics_dir, ignore_errors=True))
+    master_pid = os.getpid()
+    atexit.register(lambda: os.getpid() == master_pid and shutil.rmtree(metrics_dir, ignore_errors=True))
 
 from flask import Flask
 from prometheus_client import multiprocess
 
-from app import create_app, embedded
-from app.config import ConfigError, Settings, require_admin_key
-from app.observe import logging_config
-from app.services import health
+import wsgi
+from app import create_app
+from app.config import KEEP_ALIVE_SECONDS, ConfigError, Settings, require_admin_key
 
 
-def _check(app: Flask) -> Settings:
-    """What only the web service needs. Raises ConfigError, which is one line and an exit."""
+def checked_settings(app: Flask) -> Settings:
+    """The settings, if the web service can start with them. Raises ConfigError."""
     settings: Settings = app.extensions["billing.settings"]
     require_admin_key(settings)
     app.extensions["billing.keyring"].signing_key()
     return settings
 
 
-if "wsgi" not in sys.modules:
-    import wsgi
-
-    settings = _check(wsgi.app)
-else:
-    import wsgi
-
+def listen_addresses(port: int) -> list[str]:
+    """All addresses of this machine: of IPv6 and IPv4 where there is IPv6, else of IPv4."""
+    ipv4, ipv6 = f"0.0.0.0:{port}", f"[::]:{port}"
     try:
-        renewed = create_app()
-        settings = _check(renewed)
-        wsgi.app = renewed  # the workers to come are forked from here
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+            excludes_ipv4 = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return [ipv4]
+    return [ipv6, ipv4] if excludes_ipv4 else [ipv6]
+
+
+if is_reload:
+    try:
+        reloaded = create_app()
+        settings = checked_settings(reloaded)
+        wsgi.app = reloaded  # the next workers are forked with it
     except ConfigError as error:
         logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
         settings = wsgi.app.extensions["billing.settings"]
+else:
+    settings = checked_settings(wsgi.app)
 
-bind = f"0.0.0.0:{settings.port}"
-worker_class = "app.worker.PatientWorker"
+bind = listen_addresses(settings.port)
+# With a socket for each worker (reuse_port) Linux resets the connections that wait at a worker which ends,
+# unless the sysctl net.ipv4.tcp_migrate_req is 1.
+reuse_port = False
+worker_class = "gthread"
 workers = settings.web_concurrency
 threads = settings.web_threads
-worker_connections = 1000
-# Requests in flight get this long after SIGTERM.
-graceful_timeout = 30
 timeout = 60
-keepalive = 15
-limit_request_line = 4094
-limit_request_field_size = 16380
-sendfile = False  # which waits for slow readers in a thread
+graceful_timeout = 30  # for requests under way after SIGTERM
+keepalive = KEEP_ALIVE_SECONDS
 forwarded_allow_ips = ""
-logconfig_dict = logging_config(settings.log_level, settings.log_format)
-logger_class = "app.worker.Log"
+errorlog = None  # the application configures the logger `gunicorn.error`
+loglevel = settings.log_level
 proc_name = "zemfyre-billing"
-worker_tmp_dir = memory
+worker_tmp_dir = shared_memory
 control_socket_disable = True
 
 
-def _allow_open_files(wanted: int) -> None:
-    """As many as the connections need, where the usual 1024 are too few; as many as may be, at most."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-_allow_open_files(2 * worker_connections)
+# The garbage collector writes to the objects that it visits: each worker would get copies of them.
+gc.unfreeze()
+gc.collect()
+gc.freeze()
 
 
 def on_starting(server: Any) -> None:
-    """Without DATABASE_URL: run the embedded database for as long as we live."""
-    if settings.database_url is None:
-        embedded.start(settings.data_dir)
+    """With EMBEDDED_POSTGRES the database runs as long as this process; without any the start ends here."""
+    wsgi.app.extensions["billing.db"].url  # noqa: B018
 
 
 def when_ready(server: Any) -> None:
-    """On SIGTERM say so at /health/ready, and take requests until the load balancer has seen it."""
-    stop_at_once = server.handle_term
-
-    def handle_term() -> None:
-        health.announce_stop()
-        time.sleep(wsgi.app.extensions["billing.settings"].drain_seconds)
-        stop_at_once()
-
-    server.handle_term = handle_term
+    server.log.info("slow clients occupy threads: put a proxy that buffers requests in front (deploy/nginx)")
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -60,7 +60,6 @@ class Settings:
     log_format: str
     web_concurrency: int
     web_threads: int
-    drain_seconds: int
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -115,7 +114,6 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         log_format=env.choice("LOG_FORMAT", "json", ("json", "text")),
         web_concurrency=env.integer("WEB_CONCURRENCY", max(2, os.cpu_count() or 1), 1, 1000),
         web_threads=env.integer("WEB_THREADS", 8, 1, 1000),
-        drain_seconds=env.integer("DRAIN_SECONDS", 2, 0, 600),
     )
 
 

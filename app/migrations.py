@@ -11,6 +11,7 @@ import psycopg2
 from app.config import ROOT
 from app.db import Cursor, Database
 from app.errors import Conflict
+from app.queries.usage import ensure_usage_partitions
 
 SQL_DIR: Final = ROOT / "sql"
 
@@ -62,6 +63,8 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
                 )
             pending = [m for m in found if m.applied_at is None]
             if not pending:
+                if any(m.name.endswith("_usage") for m in found):
+                    ensure_usage_partitions(cur)
                 return applied
             _apply(cur, pending[0])
             cur.execute(

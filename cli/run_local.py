@@ -197,7 +197,7 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     # Below `warning` every request would be a line, and the banner out of sight.
-    preferred = {"LOG_FORMAT": "text", "LOG_LEVEL": "warning", "DRAIN_SECONDS": "0"}
+    preferred = {"LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
     unset = {name: value for name, value in preferred.items() if name not in environment()}
     env = unset | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=end_with_parent)

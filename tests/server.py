@@ -19,23 +19,37 @@ import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn", "wsgi:app"]
+AS_SYSTEMD_STARTS = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 PATIENCE = 30
 
 
 class Server:
-    """gunicorn with the given settings; `log` holds all that it writes."""
+    """gunicorn with the given settings; `log` holds all that it writes.
 
-    def __init__(self, settings: Mapping[str, str], folder: Path, cwd: Path = ROOT) -> None:
-        self.port = free_port()
+    `listener` stays open while the server restarts, as a socket of systemd does.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, str],
+        folder: Path,
+        cwd: Path = ROOT,
+        listener: socket.socket | None = None,
+    ) -> None:
+        self.port = listener.getsockname()[1] if listener else free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"gunicorn-{self.port}.log"
-        self._cwd = cwd
+        self._cwd, self._listener = cwd, listener
         self._environ = {
             "PATH": os.environ["PATH"],
             "LOG_LEVEL": "info",
             "WEB_CONCURRENCY": "2",
             "WEB_THREADS": "8",
-            "DRAIN_SECONDS": "0",
             **settings,
             "PORT": str(self.port),
         }
@@ -80,9 +94,13 @@ class Server:
         return self.process.wait(PATIENCE + 15)
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
+        command, passed = GUNICORN, []
+        if self._listener:
+            passed = [self._listener.fileno()]
+            command = [sys.executable, "-c", AS_SYSTEMD_STARTS, str(passed[0]), *GUNICORN]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                GUNICORN,
+                command, pass_fds=passed,
                 cwd=self._cwd, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -1,9 +1,7 @@
 """What a load balancer and a monitoring system ask."""
 
-import mmap
 import os
 from collections.abc import Iterator
-from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -18,20 +16,10 @@ from app.extensions import db, keyring
 from app.plans import PLANS
 from app.queries import report
 
-_stopping: Final = mmap.mmap(-1, 1)
-"""Shared by gunicorn's master and the workers that it forks."""
-
-
-def announce_stop() -> None:
-    """From now on no process of this server is ready."""
-    _stopping[0] = 1
-
 
 def failing_parts() -> dict[str, str]:
     """What keeps this process from serving, by name; empty when nothing does."""
     failing = {}
-    if _stopping[0]:
-        failing["process"] = "shutting down"
     try:
         pending = [m.name for m in migrations.status(db) if m.applied_at is None]
         if pending:

@@ -5,16 +5,20 @@
 //
 // `refresh` at start and every hour or so, with the network; `check` as often as you like, without it.
 
-import { existsSync, readFileSync, realpathSync, renameSync, writeFileSync } from "node:fs";
+import {
+  closeSync, existsSync, fsyncSync, openSync, readFileSync, realpathSync, renameSync, writeFileSync,
+} from "node:fs";
+import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { compactVerify, importJWK } from "jose";
 
 const ISSUER = "zemfyre-billing";
 const LEEWAY = 60; // seconds that two clocks may differ
-const LIST_MAX_AGE = 7 * 86400; // seconds without a newer revocation list; null where there is never a network
+const LIST_MAX_AGE = 7 * 86400; // seconds without a newer revocation list; null: there is never a network
 const MAX_TOKEN = 8192;
-// What is left when no license holds: the trial's figures. Data is kept, whatever happens.
+const USAGE = "node verify.mjs STATE_FILE CUSTOMER_ID [--install LICENSE] [--refresh BILLING_API_URL]";
+// What is left when no license is valid: the trial's figures. Data is kept, whatever happens.
 const UNLICENSED = {
   plan: "trial",
   features: {
@@ -34,35 +38,35 @@ export class LicenseHolder {
   constructor(file, customerId) {
     this.file = file;
     this.customerId = customerId;
-    this.state = { license: null, newestIat: 0, list: { iat: 0, revoked: [] }, keys: [] };
-    if (existsSync(file)) Object.assign(this.state, JSON.parse(readFileSync(file, "utf8")));
+    this.state = readState(file);
   }
 
-  // What may be used now, and why: `code` is VALID or what `Refused` says. Needs no network.
+  // What may be used now, and why: `code` is VALID or one of `Refused`. Needs no network.
   async check() {
     try {
-      const claims = await this.#license(this.state.license);
+      const claims = await this.#readLicense(this.state.license);
       const listed = this.state.list;
-      // A clock that was set back gains nothing: what was signed has happened.
+      // A clock that was set back gains nothing: the present is not before what was signed.
       const now = Math.max(seconds(), claims.iat, listed.iat);
       if (listed.revoked.includes(claims.jti)) throw new Refused("REVOKED");
       if (now >= claims.exp + LEEWAY) throw new Refused("EXPIRED");
-      if (LIST_MAX_AGE !== null && now - (listed.iat || claims.iat) > LIST_MAX_AGE) throw new Refused("LIST_TOO_OLD");
+      const silent = now - (listed.iat || claims.iat);
+      if (LIST_MAX_AGE !== null && silent > LIST_MAX_AGE) throw new Refused("LIST_TOO_OLD");
       return { code: "VALID", plan: claims.plan, features: claims.features, limits: claims.limits };
-    } catch (why) {
-      if (!(why instanceof Refused)) throw why;
-      return { code: why.message, ...UNLICENSED };
+    } catch (reason) {
+      if (!(reason instanceof Refused)) throw reason;
+      return { code: reason.message, ...UNLICENSED };
     }
   }
 
   // Take a license: from the operator, from `refresh`, or out of the answer to a usage report.
   async install(token) {
-    const claims = await this.#license(token);
-    if (claims.iat < this.state.newestIat) throw new Refused("OLDER"); // nobody goes back to a better plan
+    const claims = await this.#readLicense(token);
+    if (claims.iat < this.state.newestIat) throw new Refused("OLDER"); // no way back to a better plan
     this.#save({ license: token, newestIat: claims.iat });
   }
 
-  // Fetch keys, revocation list and license. What fails is told, and what was held stays.
+  // Fetch keys, revocation list and license; answers what failed. A failure changes nothing.
   async refresh(url) {
     const problems = [];
     for (const [name, step] of [
@@ -76,7 +80,9 @@ export class LicenseHolder {
   }
 
   async #fetchKeys(url) {
-    this.#save({ keys: (await get(`${url}/.well-known/jwks.json`)).keys });
+    const { keys } = await get(`${url}/.well-known/jwks.json`);
+    if (!keys.every((key) => typeof key.kid === "string")) throw new Error("a key without kid");
+    this.#save({ keys });
   }
 
   async #fetchList(url) {
@@ -84,18 +90,18 @@ export class LicenseHolder {
     const claims = await this.#read(revocations);
     if (!Array.isArray(claims.revoked) || claims.exp + LEEWAY <= seconds()) throw new Refused("LIST_TOO_OLD");
     if (claims.iat < this.state.list.iat) throw new Refused("OLDER");
-    // From here on it is honoured whatever its age: what it names stays revoked.
+    // From here on it counts whatever its age: what it names stays revoked.
     this.#save({ list: { iat: claims.iat, revoked: claims.revoked } });
   }
 
   async #fetchLicense(url) {
-    const held = this.state.license;
-    if (!held) return;
-    // An expired one serves here for thirty days.
-    await this.install((await get(`${url}/api/licenses/${this.customerId}`, held)).license);
+    const token = this.state.license;
+    if (!token) return;
+    // An expired one still serves here for thirty days.
+    await this.install((await get(`${url}/api/licenses/${this.customerId}`, token)).license);
   }
 
-  async #license(token) {
+  async #readLicense(token) {
     if (!token) throw new Refused("NO_LICENSE");
     const claims = token.length <= MAX_TOKEN ? await this.#read(token) : {};
     if (!claims.jti || !claims.features) throw new Refused("MALFORMED");
@@ -103,7 +109,7 @@ export class LicenseHolder {
     return claims;
   }
 
-  // The claims, if a key of ours signed them. Time is for the caller to judge.
+  // The claims, if one of the service's keys signed them. The caller checks the times.
   async #read(token) {
     const findKey = ({ kid, alg, typ, ...others }) => {
       if (Object.keys(others).length) throw new Refused("MALFORMED");
@@ -123,9 +129,30 @@ export class LicenseHolder {
 
   #save(changes) {
     Object.assign(this.state, changes);
-    writeFileSync(`${this.file}.new`, JSON.stringify(this.state));
-    renameSync(`${this.file}.new`, this.file); // a crash leaves the old file or the new one
+    writeFile(this.file, JSON.stringify(this.state));
   }
+}
+
+// The stored state. A damaged file counts as none: `--install` and `--refresh` fill it again.
+function readState(file) {
+  try {
+    const { license, newestIat, list, keys } = JSON.parse(readFileSync(file, "utf8"));
+    if ((license === null || typeof license === "string") && Number.isInteger(newestIat) &&
+        Number.isInteger(list.iat) && Array.isArray(list.revoked) &&
+        keys.every((key) => typeof key.kid === "string")) return { license, newestIat, list, keys };
+  } catch (error) {
+    if (error.code && error.code !== "ENOENT") throw error; // a file that cannot be read is not a damaged one
+  }
+  return { license: null, newestIat: 0, list: { iat: 0, revoked: [] }, keys: [] };
+}
+
+// Replace the file; after a crash or a power cut it is the old one or the new one, whole.
+function writeFile(file, text) {
+  writeFileSync(`${file}.new`, text, { flush: true });
+  renameSync(`${file}.new`, file);
+  const folder = openSync(dirname(file), "r");
+  fsyncSync(folder);
+  closeSync(folder);
 }
 
 async function get(url, token) {
@@ -135,15 +162,29 @@ async function get(url, token) {
   return answer.json();
 }
 
-if (realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+async function main() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { refresh: { type: "string" }, install: { type: "string" } },
+    options: { help: { type: "boolean" }, refresh: { type: "string" }, install: { type: "string" } },
   });
-  const holder = new LicenseHolder(...positionals);
+  if (values.help) return console.log(`usage: ${USAGE}`);
+  if (positionals.length !== 2) throw new Error(`usage: ${USAGE}`);
+  const [file, customerId] = positionals;
+  if (!existsSync(dirname(file))) throw new Error(`there is no folder ${dirname(file)}`);
+  const holder = new LicenseHolder(file, customerId);
   for (const problem of values.refresh ? await holder.refresh(values.refresh) : []) console.error(problem);
-  if (values.install) await holder.install(values.install).catch((why) => console.error(`install: ${why.message}`));
+  if (values.install) await holder.install(values.install).catch((error) => {
+    if (!(error instanceof Refused)) throw error;
+    console.error(`install: ${error.message}`);
+  });
   const decision = await holder.check();
   console.log(JSON.stringify(decision));
   process.exitCode = decision.code === "VALID" ? 0 : 1;
+}
+
+if (realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  await main().catch((error) => {
+    console.error(`verify.mjs: ${error.message}`);
+    process.exitCode = 2;
+  });
 }

@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import string
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,7 +21,6 @@ from flask.testing import FlaskClient
 from jose import jws
 from werkzeug.test import TestResponse
 
-from app.auth import TokenCache
 from app.keyring import Keyring
 from tests.conftest import ADMIN, ADMIN_KEY
 from tests.factories import bearer, make_customer, report_body
@@ -448,12 +446,9 @@ def test_every_trick_ends_in_401(
     # The forge itself works: what it signs with nothing changed is let in.
     good = forge.real(forge.header, forge.claims)
     assert client.get(f"/api/customers/{customer['customerId']}", headers=bearer(good)).status_code == 200
-    slowest = 0.0
     for name, token in tricks(forge):
         for path in (f"/api/customers/{customer['customerId']}", "/api/customers"):
-            started = time.perf_counter()
             answer = client.get(path, environ_overrides={"HTTP_AUTHORIZATION": _latin(token)})
-            slowest = max(slowest, time.perf_counter() - started)
             assert (name, answer.status_code) == (name, 401)
             assert answer.headers["WWW-Authenticate"] == "Bearer"
         report = client.post(
@@ -468,7 +463,6 @@ def test_every_trick_ends_in_401(
             # Surrounding white space is no part of the token there.
             if token.strip() != customer["license"]:
                 assert (name, answer.json["valid"]) == (name, False)
-    assert slowest < 2  # milliseconds, but the machine may be busy
     assert sql("SELECT 1 FROM usage_reports") == []
 
 
@@ -492,17 +486,6 @@ def test_a_known_signature_is_not_asked_again_but_its_standing_is(app: Flask, cl
     assert client.get(path, headers=headers).status_code == 200
     client.post(f"/api/licenses/{customer['customerId']}/revoke", headers=ADMIN)
     assert client.get(path, headers=headers).status_code == 403
-
-
-def test_the_cache_of_tokens_is_bounded(app: Flask, client: FlaskClient) -> None:
-    customer = make_customer(client)
-    cache = TokenCache(size=3)
-    with app.app_context():
-        for number in range(10):
-            text = resign(app, customer["license"], jti=f"00000000-0000-0000-0000-{number:012}")
-            assert cache.read(text).jti.endswith(str(number))
-        assert len(cache._tokens) == 3
-        assert cache.read(text).jti.endswith("9")
 
 
 def test_neither_keys_nor_tokens_nor_addresses_reach_a_log(

@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from app.parts import Parts
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient

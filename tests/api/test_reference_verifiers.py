@@ -16,12 +16,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from app.config import load_settings
+from app.keyring import write_key_files
 from app.licenses import generate_private_key, parse_private_key, sign
 from tests.conftest import ADMIN
 from tests.factories import make_customer
+from tests.server import wait_until
 from tests.tokens import base64url, claims_of, expired, resign, segment
 
-PAGES = Path(__file__).resolve().parent.parent / "docs" / "verify"
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "verify"
 JOSE = "jose@6.2.17"
 DAY = 86400
 # Where Node is not installed its page is not run, and nothing claims that it was.
@@ -47,6 +50,15 @@ def page(request: pytest.FixtureRequest) -> list[str]:
     return ["node", str(request.getfixturevalue("node_page"))]
 
 
+@pytest.fixture
+def environ(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Keys that may be rotated."""
+    environ["LICENSE_PRIVATE_KEY_PATH"] = str(tmp_path / "keys" / "private-key.pem")
+    environ["LICENSE_PUBLIC_KEY_PATH"] = str(tmp_path / "keys" / "public-key.pem")
+    write_key_files(load_settings(environ))
+    return environ
+
+
 class Quiet(WSGIRequestHandler):
     def log(self, *_: Any, **__: Any) -> None:
         pass
@@ -69,14 +81,14 @@ class Instance:
 
     def __init__(self, page: list[str], file: Path, customer_id: str) -> None:
         self.page, self.file, self.customer_id = page, file, customer_id
-        self.told = ""
+        self.said = ""
+
+    def start(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*self.page, *args], capture_output=True, text=True, timeout=60, check=False)
 
     def run(self, *args: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [*self.page, str(self.file), self.customer_id, *args],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        self.told = done.stderr
+        done = self.start(str(self.file), self.customer_id, *args)
+        self.said = done.stderr
         assert done.stdout, done.stderr
         decision = json.loads(done.stdout)
         assert done.returncode == (decision["code"] != "VALID"), done.stderr
@@ -111,15 +123,56 @@ def instance(page: list[str], tmp_path: Path, url: str, customer: dict[str, Any]
 def a_list(app: Flask, *revoked: str, age: float = 0, **changes: Any) -> str:
     """A revocation list as the service would have signed it that long ago."""
     at = int(time.time() - age)
-    claims = {"iss": "zemfyre-billing", "iat": at, "exp": at + DAY, "revoked": list(revoked), **changes}
-    return sign(claims, app.extensions["billing.keyring"].signing_key())
+    served = app.test_client().get("/api/licenses/revocations").json["revocations"]
+    return resign(app, served, iat=at, exp=at + DAY, revoked=list(revoked), **changes)
 
 
 def test_before_the_first_contact(page: list[str], tmp_path: Path, customer: dict[str, Any]) -> None:
     fresh = Instance(page, tmp_path / "state.json", customer["customerId"])
     assert fresh.code("--install", customer["license"]) == "NO_LICENSE"
-    assert "UNKNOWN_KEY" in fresh.told  # no key was fetched yet
+    assert "UNKNOWN_KEY" in fresh.said  # no key was fetched yet
     assert not fresh.file.exists()
+
+
+def test_help_and_wrong_usage_are_plain_lines(page: list[str], tmp_path: Path) -> None:
+    given = Instance(page, tmp_path / "missing" / "state.json", "cust_0123456789ab")
+    shown = given.start("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--refresh" in shown.stdout
+    for args, reason in (
+        ([], "usage"),
+        (["--frobnicate"], "usage" if page[0] != "node" else "--frobnicate"),
+        ([str(given.file), given.customer_id], f"there is no folder {given.file.parent}"),
+        ([str(tmp_path), given.customer_id], "directory"),
+    ):
+        refused = given.start(*args)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert reason in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert "    at " not in refused.stderr
+    assert not given.file.parent.exists()
+
+
+def test_a_damaged_state_file_counts_as_none(instance: Instance, url: str, customer: dict[str, Any]) -> None:
+    whole = instance.state
+    wrong_types = ({"license": 7}, {"newestIat": "0"}, {"list": None}, {"keys": [7]}, {"keys": None})
+    for damage in (
+        "", "null", "[]", "{}", "\0\0\0", json.dumps(whole)[:-9],
+        *(json.dumps(whole | wrong) for wrong in wrong_types),
+    ):  # fmt: skip
+        instance.file.write_text(damage)
+        assert (damage, instance.code(), instance.said) == (damage, "NO_LICENSE", "")
+    assert instance.code("--refresh", url, "--install", customer["license"]) == "VALID"
+    assert instance.state["license"] == customer["license"]
+    assert [path.name for path in instance.file.parent.glob("state*")] == ["state.json"]
+
+
+def test_an_answer_without_keys_changes_nothing(instance: Instance, app: Flask, url: str) -> None:
+    keys = instance.state["keys"]
+    for bad in ({"keys": None}, {"keys": [{"kty": "RSA"}]}, {}, []):
+        app.view_functions["licenses.jwks"] = lambda bad=bad: bad
+        assert instance.code("--refresh", url) == "VALID"
+        assert instance.state["keys"] == keys
 
 
 def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> None:
@@ -130,7 +183,7 @@ def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> No
         "features": claims["features"], "limits": claims["limits"],
     }  # fmt: skip
     assert instance.run("--refresh", "http://127.0.0.1:1") == decision
-    assert len(instance.told.splitlines()) == 3
+    assert len(instance.said.splitlines()) == 3
 
 
 def test_a_changed_license_is_fetched_and_no_older_one_is_taken_again(
@@ -143,32 +196,33 @@ def test_a_changed_license_is_fetched_and_no_older_one_is_taken_again(
     newest = instance.state["license"]
     assert newest != customer["license"]
     assert instance.code("--install", better) == "VALID"
-    assert "OLDER" in instance.told
+    assert "OLDER" in instance.said
     assert instance.state["license"] == newest
     assert instance.run()["plan"] == "trial"
 
 
 def test_a_rotated_key_is_fetched(
-    instance: Instance, make_app: Callable[..., Flask], app: Flask, client: FlaskClient, url: str,
-    customer: dict[str, Any], tmp_path: Path, sql: Callable[..., Any],
+    instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any],
+    console: Callable[..., Any],
 ) -> None:  # fmt: skip
-    ring = app.extensions["billing.keyring"]
-    ring.signing_key()
-    old, ring._signing = ring._signing, parse_private_key(generate_private_key())
-    sql("UPDATE customers SET company_name = 'Changed'")
+    old = client.get("/api/licenses/public-key").json["kid"]
+    assert console("keys", "rotate", "--now", "--yes").exit_code == 0
+    new = wait_until(lambda: {client.get("/api/licenses/public-key").json["kid"]} - {old}).pop()
+    path = f"/api/customers/{customer['customerId']}"
+    assert client.patch(path, json={"companyName": "Changed"}, headers=ADMIN).status_code == 200
     assert instance.code("--refresh", url) == "VALID"
-    assert {key["kid"] for key in instance.state["keys"]} == {old.public.kid, ring._signing.public.kid}
-    assert instance.state["license"] != customer["license"]
+    assert {key["kid"] for key in instance.state["keys"]} == {old, new}
+    assert segment(instance.state["license"], 0)["kid"] == new
     unknown = parse_private_key(generate_private_key())
     assert instance.code("--install", sign(claims_of(customer["license"]), unknown)) == "VALID"
-    assert "UNKNOWN_KEY" in instance.told
+    assert "UNKNOWN_KEY" in instance.said
 
 
 def test_a_revoked_license_is_known_offline_and_a_reinstated_one_online(
     instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any]
 ) -> None:
     client.post(f"/api/licenses/{customer['customerId']}/revoke", headers=ADMIN)
-    assert instance.code() == "VALID"  # nobody has told it
+    assert instance.code() == "VALID"  # it has not been online since
     assert instance.code("--refresh", url) == "REVOKED"
     assert instance.code() == "REVOKED"
     back = client.post(f"/api/licenses/{customer['customerId']}/reinstate", headers=ADMIN)
@@ -217,22 +271,24 @@ def test_no_list_is_taken_that_is_old_or_no_list(
     jti = claims_of(customer["license"])["jti"]
     held = {"iat": int(time.time()) - 60, "revoked": [jti]}
     instance.set_state(list=held)
-    served: list[str] = []
-    app.view_functions["licenses.revocations"] = lambda: {"revocations": served[-1]}
     mine = parse_private_key(generate_private_key())
-    for bad in (
+    good = a_list(app)
+    refused = (
         a_list(app, age=3600),  # from before the license was revoked
         a_list(app, age=3 * DAY),
         a_list(app, iss="somebody-else"),
-        sign(claims_of(a_list(app)), mine),
+        sign(claims_of(good), mine),
         customer["license"],
         "nonsense",
-    ):
+    )
+    served: list[str] = []
+    app.view_functions["licenses.revocations"] = lambda: {"revocations": served[-1]}
+    for bad in refused:
         served.append(bad)
         assert instance.code("--refresh", url) == "REVOKED"
-        assert "fetch_list" in instance.told
+        assert "fetch_list" in instance.said
         assert instance.state["list"] == held
-    served.append(a_list(app))
+    served.append(good)
     assert instance.code("--refresh", url) == "VALID"
     assert instance.state["list"]["revoked"] == []
 
@@ -242,7 +298,7 @@ def test_what_no_instance_takes(
 ) -> None:
     token, other = customer["license"], make_customer(client)
     head, body, signature = token.split(".")
-    key = app.extensions["billing.keyring"].signing_key()
+    key = app.extensions["parts"].keyring.signing_key()
     header = segment(token, 0)
 
     def signed(header: dict[str, Any], claims: dict[str, Any]) -> str:
@@ -268,7 +324,7 @@ def test_what_no_instance_takes(
     for code, tokens in bad.items():
         for text in tokens:
             assert instance.code("--install", text) == "VALID"
-            assert f"install: {code}" in instance.told, text
+            assert f"install: {code}" in instance.said, text
             assert instance.state["license"] == token
         # Nor does one count that was smuggled into the file.
         instance.set_state(license=tokens[-1])

@@ -1,1 +1,1 @@
-"""Measures the service against what the machine could do at best: `make bench`."""
+"""Measures the service from outside: `make bench`."""

@@ -1,13 +1,12 @@
 """Runs tests through PgBouncer in transaction pooling: `python -m tests.bench.pgbouncer [pytest arguments]`.
 
-Every transaction gets a server connection of its own (server_lifetime = 0): whatever relied on the
-session of the one before would fail. PgBouncer comes from the distribution: apt-get install pgbouncer.
+Every transaction gets a server connection of its own (server_lifetime = 0): what relied on the session of
+the one before would fail. PgBouncer comes from the distribution: apt-get install pgbouncer.
 """
 
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
-from app.config import ROOT
-from tests.bench.servers import postgres
+from tests.bench.checkout import ROOT, free_port, postgres
 
 DEFAULT: Final = ["tests/test_usage.py", "tests/test_usage_batch.py", "tests/test_usage_alerts.py"]
 CONFIG: Final = """
@@ -40,9 +38,7 @@ def main() -> None:
     program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
     if not Path(program).exists():
         raise SystemExit("PgBouncer is needed: apt-get install pgbouncer")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with postgres() as (url, folder):
         sockets = parse_qs(urlsplit(url).query)["host"][0]
         own = folder / "pgbouncer"

@@ -139,6 +139,31 @@ def test_every_route_has_its_parameter_class_and_supports_only_what_exists() -> 
         assert not unknown, (route.path, unknown)
 
 
+def test_objects_have_the_fields_of_the_sdk(sandbox: Sandbox, client: Any, shop: Shop) -> None:
+    sandbox.create_promotion_code("HALF", 50)
+    sub = sandbox.pay(shop.session(allow_promotion_codes=True).id, "HALF")["subscription"]
+    sandbox.schedule(sub, shop.professional)
+    sandbox.dispute(client.subscriptions.retrieve(sub).latest_invoice)
+    overage(client, shop.customer)
+    client.billing_portal.sessions.create({"customer": shop.customer})
+    client.webhook_endpoints.create({"url": SUCCESS, "enabled_events": ["*"]})
+    tables = sandbox.state()["objects"]
+    assert set(tables) == {kind for kind, objects in tables.items() if objects}
+    tables["account"] = [client.accounts.retrieve_current().to_dict()]
+    tables["subscription_item"] = tables["subscription"][0]["items"]["data"]
+    tables["invoice_line_item"] = tables["invoice"][0]["lines"]["data"]
+    for kind, objects in tables.items():
+        *package, name = kind.replace("invoiceitem", "invoice_item").split(".")
+        module = getattr(stripe, package[0]) if package else stripe
+        known = annotations_of(getattr(module, name.title().replace("_", "")))
+        unknown = {field for obj in objects for field in obj} - known
+        assert not unknown, (kind, unknown)
+
+
+def annotations_of(cls: type) -> set[str]:
+    return {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+
+
 def test_a_key_is_needed(sandbox: Sandbox, client: Any) -> None:
     assert refused(connect(sandbox, "sk_test_other").customers.list)[0] == 401
     bare = requests.get(sandbox.url + "/v1/customers", timeout=5)
@@ -1025,6 +1050,13 @@ def test_the_portal_page(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -
         form = {"subscription": paid, "action": action, **data}
         return requests.post(session.url, data=form, timeout=5, allow_redirects=False).status_code
 
+    overage(client, shop.customer)
+    sandbox.advance(days=32)
+    page = requests.get(session.url, timeout=5).text
+    assert "<title>Billing portal · Stripe sandbox</title>" in page and "color-scheme: light dark" in page
+    assert "<td>Overage: 45 device-days</td><td>USD 4.50</td>" in page
+    hosted = client.invoices.list({"customer": shop.customer}).data[0].hosted_invoice_url
+    assert hosted in page and "USD 33.50" in requests.get(hosted, timeout=5).text
     assert press("cancel") == 303
     assert "Resume" in requests.get(session.url, timeout=5).text
     assert client.subscriptions.retrieve(paid).cancel_at
@@ -1158,6 +1190,26 @@ def test_delivery_by_itself_with_retry(sandbox: Sandbox, client: Any, receiver: 
     sandbox.webhooks.retry = False
 
 
+def test_the_clock_waits_for_webhooks(sandbox: Sandbox, client: Any, shop: Shop, paid: str) -> None:
+    """What a service adds to the draft when it hears of it is on the invoice."""
+
+    def transport(url: str, body: bytes, headers: dict[str, str]) -> int:
+        event = json.loads(body)
+        if event["type"] == "invoice.created":
+            overage(client, shop.customer, invoice=event["data"]["object"]["id"])
+        return 200
+
+    usual = sandbox.webhooks.transport
+    sandbox.webhooks.targets["http://service.test/"] = "whsec_s"
+    sandbox.webhooks.transport, sandbox.webhooks.mode = transport, "deliver"
+    try:
+        sandbox.advance(days=70, in_steps=True)
+    finally:
+        sandbox.webhooks.transport, sandbox.webhooks.mode = usual, "hold"
+        del sandbox.webhooks.targets["http://service.test/"]
+    assert [i["amount_paid"] for i in sandbox.every("invoice")] == [2900, 3350, 3350]
+
+
 def test_a_url_gets_each_event_once(sandbox: Sandbox, client: Any, receiver: Receiver) -> None:
     client.webhook_endpoints.create({"url": receiver.url, "enabled_events": ["*"]})
     client.customers.create({})
@@ -1207,12 +1259,14 @@ def test_the_process_keeps_its_state(tmp_path: Path) -> None:
     key = {"idempotency_key": "first"}
     shop = Shop(client)
     created = client.customers.create({"name": "stays"}, key).id
+    account = client.accounts.retrieve_current().id
     session = shop.session().id
     process.kill()
     process.communicate()
 
     process, client = run()
     assert client.customers.create({"name": "stays"}, key).id == created
+    assert client.accounts.retrieve_current().id == account
     assert client.checkout.sessions.retrieve(session).status == "open"
     assert [p.code for p in client.promotion_codes.list().data] == ["LAUNCH20"]
     process.send_signal(signal.SIGTERM)

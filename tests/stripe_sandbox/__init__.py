@@ -6,7 +6,8 @@ What it does not model it refuses (`sandbox_unsupported`, or 404 for a whole cal
 Control: `POST /_sandbox/<command>` with a JSON object of the arguments of the `Sandbox` method of
 that name → `{"result": …, "now": unix seconds}`, or Stripe's error body. Ids are Stripe's.
 
-- the clock: `advance {days?, hours?, seconds?}` · `advance_to {timestamp}` · `set_dunning {retry_days, then}`
+- the clock: `advance {days?, hours?, seconds?, in_steps?}` (`in_steps` waits for the webhooks of each
+  thing that happens) · `advance_to {timestamp}` · `set_dunning {retry_days, then}`
 - the customer: `card {customer, card: "ok" | "3ds" | "decline" | a decline code | null}` ·
   `pay {session, promotion_code?, address?, tax_id?}` · `pay_invoice {subscription: sub_… or in_…}` ·
   `pay_link {price, email}` · `portal_cancel`, `portal_resume`, `portal_switch` …

@@ -8,7 +8,7 @@ from __future__ import annotations
 import calendar
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import invoices, shapes
 from .errors import card_refused, invalid
@@ -58,9 +58,16 @@ def set_period(sub: Obj, start: int, end: int) -> None:
         item["current_period_start"], item["current_period_end"] = start, end
 
 
-def period_lines(items: Iterable[Obj], free: bool = False) -> list[Obj]:
+def period_lines(world: World, items: Iterable[Obj], free: bool = False) -> list[Obj]:
     share = 0.0 if free else 1.0
-    return [shapes.subscription_line(item, share, item["current_period_start"]) for item in items]
+    return [
+        shapes.subscription_line(item, _name(world, item), share, item["current_period_start"])
+        for item in items
+    ]
+
+
+def _name(world: World, item: Obj) -> str:
+    return str(world.tables["product"][item["price"]["product"]]["name"])
 
 
 def discounted(world: World, discounts: Iterable[tuple[str, int | None]], subtotal: int) -> int:
@@ -112,7 +119,7 @@ def draft_period(world: World, sub: Obj, reason: str) -> Obj:
     paused = sub["pause_collection"] and sub["pause_collection"]["behavior"] == "keep_as_draft"
     items = waiting(world, sub)
     auto = not paused and sub["status"] != "unpaid"
-    invoice = blank(world, sub, reason, period_lines(items_of(sub)), items, auto)
+    invoice = blank(world, sub, reason, period_lines(world, items_of(sub)), items, auto)
     _record(world, sub, invoice, items)
     world.emit("invoice.created", invoice)
     return invoice
@@ -141,7 +148,7 @@ def is_paid(world: World, sub: Obj) -> bool:
 
 @due_rule("invoice")
 def invoice_due(world: World, invoice: Obj) -> Due | None:
-    if invoice["status"] == "draft" and invoice["automatically_finalizes_at"]:
+    if invoice["status"] == "draft" and invoice.get("automatically_finalizes_at"):
         return Due(invoice["automatically_finalizes_at"], lambda: _advance(world, invoice))
     if invoice["status"] != "open":
         return None
@@ -270,7 +277,7 @@ def create(
             if not trial_end:
                 draft_period(world, sub, "subscription_create")
             return sub
-        lines = period_lines(items_of(sub), free=bool(trial_end))
+        lines = period_lines(world, items_of(sub), free=bool(trial_end))
         bill(world, sub, "subscription_create", lines, collect=collect)
         if not trial_end and is_paid(world, sub):
             sub["status"] = "active"
@@ -504,11 +511,21 @@ def recurring_price(world: World, id: str, param: str) -> Obj:
     return copied(price)
 
 
-def planned_change(world: World, sub: Obj, p: Obj) -> tuple[Obj, list[Obj], bool]:
-    """`items`, `trial_end`, `billing_cycle_anchor` of an update → (the subscription after it,
-    lines for it, whether they are invoiced at once). Changes nothing.
+class Plan(NamedTuple):
+    """What an update comes to: the subscription after it, lines for it, waiting items that go with
+    them, and whether they are invoiced at once."""
 
-    At once: `proration_behavior=always_invoice`, a trial ended now, a new anchor or interval.
+    wanted: Obj
+    lines: list[Obj]
+    items: list[Obj]
+    at_once: bool
+
+
+def planned_change(world: World, sub: Obj, p: Obj) -> Plan:
+    """`items`, `trial_end`, `billing_cycle_anchor` of an update, thought through; changes nothing.
+
+    At once: `proration_behavior=always_invoice`, a trial ended now, a new anchor or interval. Of
+    these the first leaves waiting items to the renewal.
     """
     if sub["status"] in ("incomplete", "paused"):
         raise invalid(f"You cannot update a subscription in `{sub['status']}` status this way.")
@@ -523,18 +540,18 @@ def planned_change(world: World, sub: Obj, p: Obj) -> tuple[Obj, list[Obj], bool
     if not in_trial and not ends_trial and p.get("proration_behavior") != "none":
         at = p.get("proration_date", now)
         kept = [] if restart else new
-        lines = _prorations(at, old, kept, all_of_old=restart, percent_off=_percent_off(world, sub))
+        lines = _prorations(world, at, old, kept, all_of_old=restart, percent_off=_percent_off(world, sub))
     wanted = copied(sub)
     wanted["items"]["data"] = new
     if restart:
         _start_period(world, wanted, now)
-        lines += period_lines(items_of(wanted))
+        lines += period_lines(world, items_of(wanted))
     if ends_trial:
         wanted["trial_end"] = now
     if isinstance(p.get("trial_end"), int):
         _extend_trial(world, wanted, p["trial_end"])
-    at_once = restart or (bool(lines) and p.get("proration_behavior") == "always_invoice")
-    return wanted, lines, at_once
+    only_this = not restart and bool(lines) and p.get("proration_behavior") == "always_invoice"
+    return Plan(wanted, lines, [] if only_this else waiting(world, sub), restart or only_this)
 
 
 def change_plan(world: World, sub: Obj, p: Obj) -> None:
@@ -543,12 +560,11 @@ def change_plan(world: World, sub: Obj, p: Obj) -> None:
     A refused card means: `error_if_incomplete` an error and nothing changed ·
     `pending_if_incomplete` kept in `pending_update` · else changed and `past_due`.
     """
-    wanted, lines, at_once = planned_change(world, sub, p)
+    wanted, lines, items, at_once = planned_change(world, sub, p)
     if not at_once:
         sub.update(wanted)
         invoices.keep_for_next(world, sub, lines)
         return
-    items = waiting(world, sub) if wanted["billing_cycle_anchor"] != sub["billing_cycle_anchor"] else []
     behavior = p.get("payment_behavior", "allow_incomplete")
     card = world.cards.get(sub["customer"])
     charged = sub["collection_method"] == "charge_automatically"
@@ -569,14 +585,10 @@ def change_plan(world: World, sub: Obj, p: Obj) -> None:
 
 def preview(world: World, sub: Obj, p: Obj) -> Obj:
     """The invoice that an update would make at once, else the next renewal's."""
-    wanted, lines, at_once = planned_change(world, sub, p)
-    items = waiting(world, sub)
+    wanted, lines, items, at_once = planned_change(world, sub, p)
     if not at_once:
-        wanted, lines = copied(wanted), list(lines)
         _start_period(world, wanted, period_end(wanted), keep_anchor=True)
-        lines += period_lines(items_of(wanted))
-    elif wanted["billing_cycle_anchor"] == sub["billing_cycle_anchor"]:
-        items = []
+        lines += period_lines(world, items_of(wanted))
     return blank(world, wanted, "upcoming", lines, items)
 
 
@@ -597,7 +609,7 @@ def _percent_off(world: World, sub: Obj) -> float:
 
 
 def _prorations(
-    now: int, old: list[Obj], new: list[Obj], *, all_of_old: bool, percent_off: float = 0
+    world: World, now: int, old: list[Obj], new: list[Obj], *, all_of_old: bool, percent_off: float = 0
 ) -> list[Obj]:
     """Credits for what is given up of the period, charges for what takes its place."""
     start, end = old[0]["current_period_start"], old[0]["current_period_end"]
@@ -608,7 +620,9 @@ def _prorations(
 
     def lines(items: list[Obj], share: float) -> list[Obj]:
         return [
-            shapes.subscription_line(it, share, now, proration=True, percent_off=percent_off)
+            shapes.subscription_line(
+                it, _name(world, it), share, now, proration=True, percent_off=percent_off
+            )
             for it in items
             if all_of_old or (it["id"], it["price"]["id"], it["quantity"]) not in same
         ]
@@ -664,7 +678,7 @@ def resume(world: World, sub: Obj, behavior: str = "resume_on_payment_attempt") 
     stays = behavior == "resume_on_payment_success"
     with world.changing(sub):
         _start_period(world, sub, world.now())
-        lines = period_lines(items_of(sub))
+        lines = period_lines(world, items_of(sub))
         invoice = bill(world, sub, "subscription_update", lines, waiting(world, sub))
         if invoice["status"] == "paid" or not stays:
             _settle(sub, invoice)
@@ -699,7 +713,9 @@ def cancel(
     elif invoice_now:
         off = _percent_off(world, sub)
         credited = prorate and sub["status"] in COLLECTING
-        lines = _prorations(now, items_of(sub), [], all_of_old=True, percent_off=off) if credited else []
+        lines = (
+            _prorations(world, now, items_of(sub), [], all_of_old=True, percent_off=off) if credited else []
+        )
         if lines or mine:
             bill(world, sub, "subscription_update", lines, mine)
     else:

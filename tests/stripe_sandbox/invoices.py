@@ -127,7 +127,8 @@ def _tax_behavior(world: World, line: Obj) -> str:
     own = notes(item).get("tax_behavior") if item else None
     named = line["pricing"] and line["pricing"]["price_details"]
     price = world.find("price", named["price"]) if named else None
-    return own or (price["tax_behavior"] if price else "exclusive")
+    known = own or (price["tax_behavior"] if price else None)
+    return "inclusive" if known == "inclusive" else "exclusive"
 
 
 # -- items that wait

@@ -44,20 +44,19 @@ CHECKOUT = (
 <p id="amount">{{ money(session.amount_total, session.currency) }} due today
 {% if session.total_details.amount_discount %}
 ({{ money(session.total_details.amount_discount, session.currency) }} off){% endif %}</p>
-<ul>{% for line in lines %}<li>{{ line.quantity }} × {{ line.name }},
-{{ money(line.amount, session.currency) }} per {{ line.interval }}</li>{% endfor %}</ul>
+<ul>{% for line in lines %}<li>{{ line.quantity }} × {{ line.name }}</li>{% endfor %}</ul>
 {% if session.automatic_tax.enabled %}<p class="note">Tax is added for the address
 ({{ session.automatic_tax.status }}).</p>{% endif %}
 {% if session.allow_promotion_codes %}
 <form method="post" action="{{ base }}/code"><label for="promotion_code">Promotion code</label>
 <input id="promotion_code" name="promotion_code"><button id="apply">Apply</button></form>
 {% endif %}
-<p><form method="post" action="{{ base }}/pay"><button id="pay">Pay</button></form>
+<div><form method="post" action="{{ base }}/pay"><button id="pay">Pay</button></form>
 <form method="post" action="{{ base }}/decline">
 <button id="decline">Pay, card declined</button></form>
 {% if session.cancel_url %}
 <form method="post" action="{{ base }}/cancel"><button id="cancel">Cancel</button></form>
-{% endif %}</p>
+{% endif %}</div>
 {% else %}<p id="closed">This checkout session is {{ session.status }}.</p>{% endif %}
 </body></html>"""
 )
@@ -181,8 +180,6 @@ def hosted(sandbox: Sandbox) -> Blueprint:
                 {
                     "quantity": line["quantity"],
                     "name": price_name(world, line["price"]),
-                    "amount": line["amount_total"],
-                    "interval": line["price"]["recurring"]["interval"],
                 }
                 for line in checkout.with_lines(session)["line_items"]["data"]
             ]

@@ -28,6 +28,7 @@ from .webhooks import Delivery, Webhooks
 from .world import DAY, HOUR, Dunning, Obj, World, notes
 
 POLL = 0.02  # seconds between looks whether to stop
+STEP = 10.0  # seconds to wait for the webhooks of one step of the clock
 TICK = 5.0  # seconds between looks at the clock when nobody asks
 
 
@@ -162,11 +163,21 @@ class Sandbox:
         """Unix seconds by the sandbox's clock: real time plus all advances."""
         return self.world.now()
 
-    def advance(self, *, days: float = 0, hours: float = 0, seconds: float = 0) -> int:
-        """Moves the clock on; everything that falls due happens in order. Returns `now()`."""
+    def advance(
+        self, *, days: float = 0, hours: float = 0, seconds: float = 0, in_steps: bool = False
+    ) -> int:
+        """Moves the clock on; everything that falls due happens in order. Returns `now()`.
+
+        `in_steps`: waits wherever something happens until its webhooks are answered, so that the
+        service can act in between, as it would in real life.
+        """
         if days < 0 or hours < 0 or seconds < 0:
             raise invalid("The clock only goes forward.")
-        self.world.advance(days * DAY + hours * HOUR + seconds)
+        until = self.now() + days * DAY + hours * HOUR + seconds
+        while in_steps and (due := self.world.next_due()) is not None and due <= until:
+            self.world.advance(max(0, due - self.now()))
+            in_steps = self.webhooks.wait(STEP)
+        self.world.advance(max(0, until - self.now()))
         return self.now()
 
     def advance_to(self, timestamp: int) -> int:

@@ -6,6 +6,7 @@ classes promise them and leaving them out would make a reader fail.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -374,15 +375,19 @@ def invoice(now: int, customer: Obj, currency: str, reason: str, p: Obj, sub: Ob
 
 
 def subscription_line(
-    item: Obj, share: float, start: int, *, proration: bool = False, percent_off: float = 0
+    item: Obj, name: str, share: float, start: int, *, proration: bool = False, percent_off: float = 0
 ) -> Obj:
-    """A line for `share` of an item's period; a negative share is a credit.
+    """A line for `share` of an item's period of the product `name`; a negative share is a credit.
 
     A proration takes no discount as such: `percent_off` is in its amount.
     """
     price = item["price"]
     full = Decimal(price["unit_amount_decimal"] or 0) * item["quantity"]
-    what = "Unused time on" if share < 0 else "Remaining time on" if proration else ""
+    each = f"{price['currency'].upper()} {(price['unit_amount'] or 0) / 100:,.2f}"
+    description = f"{item['quantity']} × {name} (at {each} / {price['recurring']['interval']})"
+    if proration:
+        day = datetime.fromtimestamp(start, UTC).strftime("%d %b %Y")
+        description = f"{'Unused' if share < 0 else 'Remaining'} time on {name} after {day}"
     details = {
         "invoice_item": None,
         "proration": proration,
@@ -393,7 +398,7 @@ def subscription_line(
     return _line(
         amount=rounded(full * Decimal(share) * (1 - Decimal(percent_off) / 100)),
         currency=price["currency"],
-        description=f"{what} {item['quantity']} × {price['nickname'] or price['id']}".strip(),
+        description=description,
         discountable=not proration,
         parent={
             "invoice_item_details": None,

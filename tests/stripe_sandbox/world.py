@@ -46,7 +46,7 @@ KINDS = [
 ]
 PRIVATE = "_sandbox"
 ALPHABET = string.ascii_letters + string.digits
-_random = random.SystemRandom()
+_random = random.Random()
 
 
 class Due(NamedTuple):
@@ -128,7 +128,7 @@ class World:
     def clear(self) -> None:
         """Back to an empty account at real time; its id stays."""
         self.tables: dict[str, dict[str, Obj]] = {kind: {} for kind in KINDS}
-        self._of_customer: dict[tuple[str, str], dict[str, Obj]] = {}
+        self._of_customer: dict[tuple[str, str], dict[str, None]] = {}
         self.keys.clear()
         self.offset = 0.0
         self.cards: dict[str, str] = {}  # customer → see `errors.card_refused`; absent: no card
@@ -161,7 +161,10 @@ class World:
 
     def table(self, kind: str, customer: str | None = None) -> dict[str, Obj]:
         """All objects of a kind by id, oldest first; with `customer` that customer's."""
-        return self._of_customer.get((kind, customer), {}) if customer else self.tables[kind]
+        table = self.tables[kind]
+        if customer is None:
+            return table
+        return {id: table[id] for id in self._of_customer.get((kind, customer), ()) if id in table}
 
     def every(self, kind: str, **equal: Any) -> list[Obj]:
         """Objects of a kind whose fields equal those given, oldest first, without deleted ones."""
@@ -175,7 +178,7 @@ class World:
         """To be called after each change of an object."""
         self._dirty = True
         if customer := obj.get("customer"):
-            self._of_customer.setdefault((obj["object"], customer), {})[obj["id"]] = obj
+            self._of_customer.setdefault((obj["object"], customer), {})[obj["id"]] = None
         rule = DUE_RULES.get(obj["object"])
         due = rule(self, obj) if rule else None
         if due:
@@ -229,6 +232,11 @@ class World:
             self.offset += seconds
             self._dirty = True
             self._catch_up()
+
+    def next_due(self) -> int | None:
+        """When something may happen by itself next."""
+        with self.lock:
+            return self._due[0][0] if self._due else None
 
     def _catch_up(self) -> None:
         until = self.now()

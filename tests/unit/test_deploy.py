@@ -11,6 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from app.http import LONG_BODY_LIMIT
 
 from app.config import load_settings
 from tests.conftest import ROOT
@@ -126,10 +127,42 @@ def test_probes_ask_routes_that_exist_and_stopping_has_time_enough(client):
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert client.get(container[probe]["httpGet"]["path"]).status_code == 200
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"
-    drain = next(int(env["value"]) for env in container["env"] if env["name"] == "DRAIN_SECONDS")
-    assert service["terminationGracePeriodSeconds"] > drain + 30
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert service["terminationGracePeriodSeconds"] > pause + gunicorn_settings()["graceful_timeout"]
     readiness = container["readinessProbe"]
-    assert drain >= readiness["periodSeconds"] * readiness["failureThreshold"]
+    assert pause >= readiness["periodSeconds"] * readiness["failureThreshold"]
+
+
+# What stands in front
+
+
+def gunicorn_settings() -> dict[str, int]:
+    """The numbers that gunicorn.conf.py sets."""
+    found = re.findall(r"^(\w+) = (\d+)\b", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    return {name: int(number) for name, number in found}
+
+
+def test_the_limits_of_the_proxy_are_wider_than_those_of_the_service():
+    text = (DEPLOY / "nginx" / "nginx.conf").read_text()
+    found = dict(re.findall(r"^ +(\w+) (\d+)(?:s|m)?;", text, re.MULTILINE))
+    upstream = re.search(r"upstream billing \{.*?keepalive_timeout (\d+)s;", text, re.DOTALL)
+    assert upstream
+    assert int(upstream[1]) < gunicorn_settings()["keepalive"]
+    assert int(found["client_max_body_size"]) * 2**20 > LONG_BODY_LIMIT
+    assert int(found["proxy_read_timeout"]) > gunicorn_settings()["graceful_timeout"]
+    assert "buffering off" not in text
+    assert "non_idempotent" not in text
+
+
+def test_systemd_keeps_the_port_and_waits_for_requests_under_way():
+    socket_unit, service = (
+        (DEPLOY / "systemd" / f"billing.{kind}").read_text() for kind in ("socket", "service")
+    )
+    assert f"ListenStream={load_settings({}).port}\n" in socket_unit
+    assert "Requires=billing.socket\n" in service
+    stop_seconds = re.search(r"TimeoutStopSec=(\d+)", service)
+    assert stop_seconds
+    assert int(stop_seconds[1]) > gunicorn_settings()["graceful_timeout"]
 
 
 # Image and compose
@@ -186,13 +219,18 @@ def test_the_health_check_of_the_image_passes_and_fails(serve):
     assert not passes()
 
 
-def test_compose_migrates_before_it_serves():
+def test_compose_migrates_before_it_serves_behind_the_proxy():
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    assert set(services) == {"database", "migrate", "api"}
+    assert set(services) == {"database", "migrate", "api", "proxy"}
     assert services["migrate"]["command"] == ["flask", "db", "migrate"]
     assert services["migrate"]["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert services["api"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
-    assert services["api"]["ports"] == ["3100:3100"]
+    assert "ports" not in services["api"]
+    assert services["api"]["environment"]["TRUSTED_PROXIES"] == "1"
+    proxy = services["proxy"]
+    assert proxy["ports"] == ["3100:80"]
+    assert proxy["depends_on"] == {"api": {"condition": "service_healthy", "restart": True}}
+    assert proxy["volumes"] == ["./deploy/nginx/nginx.conf:/etc/nginx/nginx.conf:ro"]
     for name in ("migrate", "api"):
         service = services[name]
         assert service["read_only"] is True

@@ -31,6 +31,7 @@ CUSTOMER: dict[str, Any] = {
     "company_name": None,
     "max_devices": None,
     "retention_days": None,
+    "overage_cap": None,
     "created_at": NOW - 90 * DAY,
 }
 _ids = itertools.count(1)
@@ -43,6 +44,7 @@ def stripe_row(status: str = "active", plan: str = "professional", **changes: An
         "subscription_id": f"sub_{number}",
         "stripe_subscription_id": f"sub_{number}",
         "plan": plan,
+        "billing_interval": "month",
         "status": status,
         "paid": True,
         "trial_ends_at": None,

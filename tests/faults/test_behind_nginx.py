@@ -1,0 +1,208 @@
+"""The service behind the nginx of deploy/nginx: slow clients, reloads and restarts cost nobody a request."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import ADMIN, ROOT
+from tests.factories import bearer, report_body
+from tests.server import PATIENCE, Server, free_port, wait_until
+
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light")
+
+SLOW_CLIENTS = 200
+LENGTH = 60_000
+PATHS = ("/health", "/api/customers", "/openapi.json")
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /api/usage/report HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SLOW = {
+    "says nothing": b"",
+    "has not finished its head": GET + b"X-Slow: ",
+    "has not finished its body": POST + b"Content-Length: %d\r\n\r\n{" % LENGTH,
+    "has not finished a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n{",
+    "does not read its answers": 8 * b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n",
+    "stays connected when answered": GET + b"\r\n",
+}
+
+
+@dataclass
+class Proxy:
+    """A running nginx in front of a service; `process` is its master."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+def behind_nginx(open_folder: Path) -> Iterator[Callable[[Server], Proxy]]:
+    """Start an nginx with the configuration that is deployed; only addresses and folders are the test's."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(server: Server) -> Proxy:
+        port = free_port()
+        text = (ROOT / "deploy" / "nginx" / "nginx.conf").read_text()
+        for written, here in (
+            ("api:3100", f"127.0.0.1:{server.port}"),
+            ("listen 80", f"listen 127.0.0.1:{port}"),
+        ):
+            assert written in text
+            text = text.replace(written, here)
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        folders = " ".join(f"{kind}_temp_path {open_folder}/{kind};" for kind in kinds)
+        text = text.replace("http {", f"http {{ {folders}", 1)
+        settings = f"daemon off; pid {open_folder}/nginx.pid; error_log {open_folder}/nginx.log;"
+        (open_folder / "nginx.conf").write_text(f"{settings}\n{text}")
+        command = [str(NGINX), "-c", str(open_folder / "nginx.conf"), "-e", str(open_folder / "nginx.log")]
+        started.append(subprocess.Popen(command))
+        proxy = Proxy(port, started[-1])
+        wait_until(lambda: requests.get(f"{proxy.url}/health", timeout=PATIENCE).status_code == 200)
+        return proxy
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[Proxy, bytes], socket.socket]]:
+    """A connection that sends this and nothing more, and reads nothing."""
+    connections: list[socket.socket] = []
+
+    def open_one(proxy: Proxy, sent: bytes) -> socket.socket:
+        connections.append(socket.socket())
+        connections[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connections[-1].settimeout(PATIENCE)
+        connections[-1].connect(("127.0.0.1", proxy.port))
+        connections[-1].sendall(sent)
+        return connections[-1]
+
+    yield open_one
+    for connection in connections:
+        connection.close()
+
+
+def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, connect):
+    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
+    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+    proxy = behind_nginx(server)
+    slow = {kind: [] for kind in SLOW}
+    for kind in islice(cycle(SLOW), SLOW_CLIENTS):
+        slow[kind].append(connect(proxy, SLOW[kind]))
+    dribbling = dict.fromkeys(slow["has not finished its head"] + slow["has not finished its body"], 0)
+    stop = threading.Event()
+
+    def dribble() -> None:
+        while not stop.wait(0.2):
+            for connection in dribbling:
+                with suppress(OSError):  # its time is up
+                    dribbling[connection] += connection.send(b" ")
+
+    def ask(number: int) -> int:
+        body = report_body(made["customerId"], instanceId=f"i{number}")
+        with requests.Session() as session:
+            for path in PATHS:
+                assert session.get(proxy.url + path, headers=ADMIN, timeout=PATIENCE).status_code == 200
+            headers = bearer(made["license"])
+            url = f"{proxy.url}/api/usage/report"
+            return session.post(url, json=body, headers=headers, timeout=PATIENCE).status_code
+
+    with ThreadPoolExecutor(9) as pool:
+        dribbler = pool.submit(dribble)
+        assert list(pool.map(ask, range(40))) == 40 * [201]
+        stop.set()
+        dribbler.result()
+    reports = server.get(f"/api/usage/{made['customerId']}?limit=100", headers=ADMIN).json()["reports"]
+    assert {report["instanceId"] for report in reports} == {f"i{number}" for number in range(40)}
+    slowest = slow["has not finished its body"][0]
+    slowest.sendall(b" " * (LENGTH - 1 - dribbling[slowest]))
+    assert slowest.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
+def test_a_body_that_the_service_refuses_is_refused_through_the_proxy(serve, behind_nginx):
+    proxy = behind_nginx(serve())
+    body = b"[" + b" " * 1024 * 1024 + b"]"
+    headers = ADMIN | {"Content-Type": "application/json"}
+    answer = requests.post(f"{proxy.url}/api/usage/reports", data=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code == 413
+    assert answer.json()["requestId"] == answer.headers["X-Request-ID"]
+
+
+@pytest.fixture
+def reporters(behind_nginx) -> Iterator[Callable[[Server], Callable[[], list[int]]]]:
+    """Instances that report through the proxy without a pause; the call stops them and gives all statuses."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(8) as pool:
+
+        def start(server: Server) -> Callable[[], list[int]]:
+            made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+            url = f"{behind_nginx(server).url}/api/usage/report"
+
+            def report(number: int) -> list[int]:
+                body = report_body(made["customerId"], instanceId=f"i{number}")
+                statuses = []
+                with requests.Session() as session:
+                    session.headers.update(bearer(made["license"]))
+                    while not stop.is_set():
+                        statuses.append(session.post(url, json=body, timeout=PATIENCE).status_code)
+                return statuses
+
+            running = [pool.submit(report, number) for number in range(8)]
+
+            def finish() -> list[int]:
+                stop.set()
+                return [status for future in running for status in future.result()]
+
+            return finish
+
+        yield start
+        stop.set()
+
+
+def stored(sql: Callable[..., list[dict[str, Any]]]) -> int:
+    return int(sql("SELECT COUNT(*) AS reports FROM usage_reports")[0]["reports"])
+
+
+def test_a_reload_loses_no_request(serve, reporters, sql):
+    server = serve()
+    finish = reporters(server)
+    for _ in range(2):
+        before = set(server.workers())
+        server.send(signal.SIGHUP)
+        wait_until(lambda before=before: server.workers() and not before & set(server.workers()))
+    statuses = finish()
+    assert set(statuses) == {201}
+    assert stored(sql) == len(statuses) > 8
+
+
+def test_a_restart_with_a_socket_of_systemd_loses_no_request(environ, reporters, sql, tmp_path):
+    settings = {name: value for name, value in environ.items() if name != "LOG_LEVEL"}
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        server = Server(settings, tmp_path, listener=listener).start()
+        finish = reporters(server)
+        for _ in range(2):
+            before = stored(sql)
+            wait_until(lambda before=before: stored(sql) > before)
+            assert server.stop() == 0
+            server.restart()
+        statuses = finish()
+        assert server.stop() == 0
+    assert set(statuses) == {201}
+    assert stored(sql) == len(statuses) > 8
