@@ -52,16 +52,12 @@ def customer_of(found: Object) -> str:
     return str(customer if isinstance(customer, str) else customer["id"])
 
 
-def plan_of_price(price: Object, pinned: Mapping[str, str], remembered: Mapping[str, str]) -> str:
-    """The plan that a price sells, or `unknown`: by setting, lookup key, metadata, or what it sold before.
-
-    `pinned` and `remembered` are plans by price id.
-    """
+def plan_of_price(price: Object, pinned: Mapping[str, str]) -> str | None:
+    """The plan that a price sells by setting (`pinned`: plans by price id), lookup key or metadata."""
     lookup_key = price.get("lookup_key")
     by_key = next((plan for (plan, _), key in LOOKUP_KEYS.items() if key == lookup_key), None)
     in_metadata = (price.get("metadata") or {}).get("zemfyre_plan")
-    found = pinned.get(price["id"]) or by_key or in_metadata or remembered.get(price["id"])
-    return found if found in PAID_PLANS else remembered.get(price["id"], UNKNOWN)
+    return pinned.get(price["id"]) or by_key or (in_metadata if in_metadata in PAID_PLANS else None)
 
 
 def plan_item(subscription: Object, plan_of: Callable[[Object], str]) -> Object | None:
@@ -70,7 +66,8 @@ def plan_item(subscription: Object, plan_of: Callable[[Object], str]) -> Object 
     if not items:
         return None
     ranks = {name: plan.rank for name, plan in PLANS.items()}
-    return max(items, key=lambda item: ranks.get(plan_of(item["price"]), -1))
+    best: Object = max(items, key=lambda item: ranks.get(plan_of(item["price"]), -1))
+    return best
 
 
 def subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> dict[str, Any]:
@@ -90,6 +87,7 @@ def subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> 
         "stripe_price_id": price["id"],
         "plan": plan_of(price) if item else UNKNOWN,
         "billing_interval": price["recurring"]["interval"],
+        "unit_amount": price.get("unit_amount"),
         "amount": (price.get("unit_amount") or 0) * quantity,
         "currency": price["currency"],
         "status": status,
@@ -145,8 +143,9 @@ def _planned_phase(schedule: Object) -> Object | None:
 
 
 def read_event(event: Any) -> dict[str, Any]:
-    """A verified event reduced to event_id, type, livemode, created_at, object_type, object_id and
-    stripe_customer_id (None where it does not say).
+    """A verified event reduced to event_id, type, livemode, created_at, object_id and stripe_customer_id.
+
+    The last two are None where it does not say.
 
     Snapshot and thin events: https://docs.stripe.com/event-destinations#thin-events
     Raises KeyError, TypeError, ValueError, AttributeError or OverflowError for anything else.
@@ -168,7 +167,6 @@ def read_event(event: Any) -> dict[str, Any]:
         "type": event["type"].removeprefix("v1."),
         "livemode": bool(event["livemode"]),
         "created_at": created_at,
-        "object_type": found.get("object"),
         "object_id": found.get("id") if _is_identifier(found.get("id")) else None,
         "stripe_customer_id": customer if _is_identifier(customer) else None,
     }
@@ -183,5 +181,4 @@ def as_time(seconds: int | None) -> datetime | None:
 
 
 def _text_time(seconds: int | None) -> str | None:
-    at = as_time(seconds)
-    return at and at.isoformat().replace("+00:00", "Z")
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

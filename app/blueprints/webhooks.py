@@ -6,7 +6,7 @@ from app.api import Blueprint, read_body
 from app.auth import stripe_signed
 from app.extensions import stripe
 from app.schemas.webhooks import WebhookAnswer
-from app.services.stripe_sync import handle_event
+from app.services.stripe_events import handle_event
 
 blp = Blueprint("webhooks", __name__, url_prefix="/webhooks", description="What Stripe tells")
 

@@ -1,11 +1,12 @@
 """Stripe's events and what became of them: one function, one statement."""
 
+from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
 
-COLUMNS = """event_id, type, object_id, customer_id, stripe_customer_id, outcome, error, attempts,
-             created_at, received_at, processed_at"""
+COLUMNS = """event_id, type, object_id, customer_id, stripe_customer_id, outcome, error, note,
+             attempts, created_at, received_at, processed_at"""
 
 
 def select_event(cur: Cursor, event_id: str) -> Row | None:
@@ -15,22 +16,25 @@ def select_event(cur: Cursor, event_id: str) -> Row | None:
     )
 
 
-def upsert_event(cur: Cursor, event: dict[str, Any]) -> Row:
-    """Put an event with its outcome on record; one that is done stays so."""
-    return cur.exactly_one(
-        f"""
+def upsert_event(cur: Cursor, event: dict[str, Any]) -> None:
+    """Store an event with its outcome; one that is done stays so. Of an erased customer no id is stored."""
+    cur.execute(
+        """
+          WITH erased AS (
+               SELECT 1 FROM customers WHERE customer_id = %(customer_id)s AND erased_at IS NOT NULL)
         INSERT INTO stripe_events AS known (event_id, type, object_id, customer_id, stripe_customer_id,
-                                            outcome, error, created_at, processed_at)
-        VALUES (%(event_id)s, %(type)s, %(object_id)s, %(customer_id)s, %(stripe_customer_id)s,
-                %(outcome)s, %(error)s, %(created_at)s,
-                CASE WHEN %(outcome)s <> 'failed' THEN CURRENT_TIMESTAMP END)
+                                            outcome, error, note, created_at, processed_at)
+        SELECT %(event_id)s, %(type)s, CASE WHEN NOT EXISTS (TABLE erased) THEN %(object_id)s END,
+               %(customer_id)s, CASE WHEN NOT EXISTS (TABLE erased) THEN %(stripe_customer_id)s END,
+               %(outcome)s, %(error)s, %(note)s, %(created_at)s,
+               CASE WHEN %(outcome)s <> 'failed' THEN CURRENT_TIMESTAMP END
             ON CONFLICT (event_id) DO UPDATE
            SET outcome = CASE WHEN known.outcome = 'done' THEN 'done' ELSE EXCLUDED.outcome END,
                error = CASE WHEN known.outcome = 'done' THEN NULL ELSE EXCLUDED.error END,
+               note = COALESCE(EXCLUDED.note, known.note),
                customer_id = COALESCE(EXCLUDED.customer_id, known.customer_id),
                attempts = known.attempts + 1,
                processed_at = COALESCE(EXCLUDED.processed_at, known.processed_at)
-     RETURNING {COLUMNS}
         """,
         event,
     )
@@ -64,3 +68,26 @@ def forget_stripe_customers(cur: Cursor, customer_id: str, stripe_ids: list[str]
         """,
         {"customer_id": customer_id, "stripe_ids": stripe_ids},
     )
+
+
+def delete_events(cur: Cursor, older_than: datetime) -> int:
+    """Remove events received before a time, but those that failed: how many."""
+    cur.execute(
+        "DELETE FROM stripe_events WHERE received_at < %(older_than)s AND outcome <> 'failed'",
+        {"older_than": older_than},
+    )
+    return cur.rowcount
+
+
+def count_events(cur: Cursor, older_than: datetime) -> int:
+    """How many `delete_events` would remove."""
+    row = cur.exactly_one(
+        """
+        SELECT COUNT(*) AS count
+          FROM stripe_events
+         WHERE received_at < %(older_than)s
+           AND outcome <> 'failed'
+        """,
+        {"older_than": older_than},
+    )
+    return int(row["count"])

@@ -19,21 +19,23 @@ def insert_account(cur: Cursor, account_id: str, livemode: bool) -> Row:
     )
 
 
-def select_price_plans(cur: Cursor) -> dict[str, str]:
-    """What each known price sold: plans by price id."""
-    return {row["price_id"]: row["plan"] for row in cur.all("SELECT price_id, plan FROM stripe_prices")}
+def select_price_plan(cur: Cursor, price_id: str) -> str | None:
+    """The plan that a price sold."""
+    row = cur.one("SELECT plan FROM stripe_prices WHERE price_id = %(price_id)s", {"price_id": price_id})
+    return str(row["plan"]) if row else None
 
 
-def upsert_price(cur: Cursor, price: dict[str, Any]) -> None:
-    """Remember what a price sells."""
+def upsert_price(cur: Cursor, subscription: dict[str, Any]) -> None:
+    """Remember what the price of a subscription sells."""
     cur.execute(
         """
         INSERT INTO stripe_prices (price_id, plan, billing_interval, amount, currency)
-        VALUES (%(price_id)s, %(plan)s, %(billing_interval)s, %(amount)s, %(currency)s)
+        VALUES (%(stripe_price_id)s, %(plan)s, %(billing_interval)s, %(unit_amount)s, %(currency)s)
             ON CONFLICT (price_id) DO UPDATE
            SET plan = EXCLUDED.plan
+         WHERE stripe_prices.plan <> EXCLUDED.plan
         """,
-        price,
+        subscription,
     )
 
 

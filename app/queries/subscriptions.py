@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Any
 
 from app.db import Cursor, Row
+from app.encoding import json_text
 
 COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_id, plan, billing_interval,
-             status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
-             cancel_at_period_end, cancel_at, ended_at, changes, event_id, fetched_at,
+             amount, currency, details, status, paid, trial_ends_at, current_period_starts_at,
+             current_period_ends_at, cancel_at_period_end, cancel_at, ended_at, changes, event_id, fetched_at,
              created_at, updated_at, id"""
 OF_CUSTOMER = (
     "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
@@ -21,8 +22,8 @@ OF_SUBSCRIPTION = (
 )  # fmt: skip
 """What `find_customer` returns, in this order."""
 LISTED = (
-    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
-    "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
+    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices",
+    "retention_days", "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
 )  # fmt: skip
 
 
@@ -119,7 +120,8 @@ def select_customers_with_current(
     """
     cur.execute(
         f"""
-        SELECT {", ".join(f"c.{name}" for name in LISTED)}, {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
+        SELECT {", ".join(f"c.{name}" for name in LISTED)},
+               {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
           FROM customers AS c
           LEFT JOIN LATERAL current_subscription(c.customer_id, %(at)s) AS s ON TRUE
          WHERE c.erased_at IS NULL
@@ -162,19 +164,23 @@ def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row
     return cur.exactly_one(
         f"""
         INSERT INTO subscriptions AS known (
-               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan,
-               billing_interval, status, paid, trial_ends_at, current_period_starts_at, current_period_ends_at,
-               cancel_at_period_end,
-               cancel_at, ended_at, created_at, event_id, fetched_at)
+               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan, billing_interval,
+               amount, currency, details, status, paid, trial_ends_at, current_period_starts_at,
+               current_period_ends_at, cancel_at_period_end, cancel_at, ended_at, created_at, event_id,
+               fetched_at)
         VALUES (%(subscription_id)s, %(subscription_id)s, %(customer_id)s, %(stripe_price_id)s, %(plan)s,
-               %(billing_interval)s, %(status)s, %(paid)s, %(trial_ends_at)s, %(current_period_starts_at)s,
-               %(current_period_ends_at)s, %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s,
-               %(created_at)s, %(event_id)s, CURRENT_TIMESTAMP)
+               %(billing_interval)s, %(amount)s, %(currency)s, %(details)s, %(status)s, %(paid)s,
+               %(trial_ends_at)s, %(current_period_starts_at)s, %(current_period_ends_at)s,
+               %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s, %(created_at)s, %(event_id)s,
+               CURRENT_TIMESTAMP)
             ON CONFLICT (subscription_id) DO UPDATE
            SET customer_id = EXCLUDED.customer_id,
                stripe_price_id = EXCLUDED.stripe_price_id,
                plan = EXCLUDED.plan,
                billing_interval = EXCLUDED.billing_interval,
+               amount = EXCLUDED.amount,
+               currency = EXCLUDED.currency,
+               details = EXCLUDED.details,
                status = EXCLUDED.status,
                paid = known.paid OR EXCLUDED.paid,
                trial_ends_at = EXCLUDED.trial_ends_at,
@@ -188,7 +194,7 @@ def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row
                updated_at = CURRENT_TIMESTAMP
      RETURNING {COLUMNS}
         """,
-        subscription,
+        subscription | {"details": json_text(subscription["details"])},
     )
 
 

@@ -1,34 +1,29 @@
-"""Bringing the database to where Stripe is. Stripe's state is fetched, never a payload applied."""
+"""Bring the database to Stripe's state. What is stored was fetched, never taken from an event's payload."""
 
+import json
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from app.context import now, set_actor
+from app.context import now
 from app.db import Cursor, Row, lock
-from app.entitlements import ENDED_STATUSES, KNOWN_STATUSES, is_live
-from app.errors import DomainError, NotFound
-from app.extensions import db, stripe
-from app.observe import WEBHOOK_LAG, WEBHOOKS
-from app.queries import customers, events, subscriptions
-from app.services.customers import find_stripe_customers, get_customer
+from app.entitlements import ENDED_STATUSES, KNOWN_STATUSES, LIVE_STATUSES, entitle, is_live, is_local
+from app.errors import NotFound, Refused
+from app.extensions import db, settings, stripe
+from app.queries import customers, subscriptions
+from app.queries import stripe as stripe_rows
 from app.services.licenses import issue_license
-from app.stripe_gateway import WEBHOOK_EVENTS, named_by
+from app.stripe_objects import UNKNOWN, Object, customer_of, named_by, plan_of_price, subscription_row
 
 log = logging.getLogger(__name__)
 
+LOCK_SECONDS: Final = 90
 COMPARED: Final = (
-    "stripe_price_id",
-    "plan",
-    "status",
-    "trial_ends_at",
-    "current_period_starts_at",
-    "current_period_ends_at",
-    "cancel_at_period_end",
-    "cancel_at",
-    "ended_at",
-)
+    "stripe_price_id", "plan", "billing_interval", "amount", "currency", "status", "trial_ends_at",
+    "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end", "cancel_at", "ended_at",
+    "details",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,203 +34,194 @@ class Difference:
     subject: str
     ours: str
     stripes: str
-    at: str | None = None
-    """The customer at Stripe whose subscription it is."""
+
+
+@dataclass(slots=True)
+class Synced:
+    """A customer after its sync. `license`: the row issued, None when nothing changed or it is revoked.
+
+    `missing`: ids that Stripe does not find; `foreign`: subscriptions at Stripe that are not ours;
+    `unplanned`: those of either kind that sell no plan.
+    """
+
+    customer: Row
+    subscriptions: list[Row] = field(default_factory=list)
+    license: Row | None = None
+    differences: list[Difference] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    foreign: list[Object] = field(default_factory=list)
+    unplanned: list[Object] = field(default_factory=list)
 
 
 def sync_customer(
-    customer_id: str,
-    event_id: str | None = None,
-    *,
-    also: Iterable[str | None] = (),
-    dry_run: bool = False,
-) -> list[Difference]:
-    """Fetch this customer's subscriptions and store them, as one step: what differed.
+    customer_id: str, *, also: Iterable[str] = (), event_id: str | None = None, dry_run: bool = False
+) -> Synced:
+    """Fetch this customer's subscriptions and store them, as one step.
 
-    The lock is taken before Stripe is asked and held until the answer is stored, so the newest
-    fetch is always the last one stored, whatever order events come in. `also` are further customers
-    at Stripe that name ours; a subscription once known is followed whosever it is there.
+    The lock is taken before Stripe is asked and kept until the answer is stored: the newest fetch is the last
+    one stored, whatever order events come in. `also`: further customers at Stripe that name this one.
+    Raises NotFound, and whatever Stripe refuses.
     """
     with stripe.slot(), db.transaction() as cur:
-        lock(cur, f"sync {customer_id}", 90)
+        lock(cur, f"sync {customer_id}", LOCK_SECONDS)
         customer = customers.select_customer(cur, customer_id)
         if customer is None:
             raise NotFound(f"There is no customer {customer_id}.")
         if customer["erased_at"]:
-            return []
-        known = {
-            row["subscription_id"]: row for row in subscriptions.select_subscriptions(cur, [customer_id])
-        }
-        fetched = list(_fetch([customer["stripe_customer_id"], *also], known))
-        differences = [
-            d for row in fetched for d in _compare(customer_id, known.get(row["subscription_id"]), row)
+            return Synced(customer)
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
+        known = {row["subscription_id"]: row for row in rows}
+        found, missing = _fetch([customer["stripe_customer_id"], *also], rows)
+        is_deleted = _is_deleted(customer, found)
+        plan_of = price_plans(cur)
+        ours = {i: s for i, s in found.items() if i in known or is_ours(s, plan_of)}
+        fetched = [fetched_row(subscription, plan_of, rows) for subscription in ours.values()]
+        if is_deleted:
+            fetched += [_ended(known[i]) for i in missing if i in known]
+            missing = []
+        synced = Synced(customer, rows, missing=missing)
+        synced.foreign = [s for i, s in found.items() if i not in ours]
+        synced.unplanned = [s for s in found.values() if subscription_row(s, plan_of)["plan"] == UNKNOWN]
+        synced.differences = [
+            d for row in fetched for d in compare(customer_id, known.get(row["subscription_id"]), row)
         ]
-        gone = bool(customer["stripe_customer_id"]) and not any(map(is_live, fetched)) and _is_gone(customer)
-        if (differences or gone) and not dry_run:
-            _store(cur, customer_id, known, fetched, event_id, forget_link=gone)
-        return differences
+        differences = synced.differences
+        if (differences or is_deleted) and not dry_run:
+            store(cur, synced, fetched, event_id, unlink=is_deleted)
+        return synced
 
 
-def _fetch(stripe_customer_ids: Iterable[str | None], known: dict[str, Row]) -> Iterator[dict[str, Any]]:
-    """Every subscription of these customers at Stripe, and the known ones: what Stripe lacks as canceled."""
-    found = set()
-    for stripe_customer_id in filter(None, dict.fromkeys(stripe_customer_ids)):
-        for row in stripe.list_subscriptions(stripe_customer_id):
-            found.add(row["subscription_id"])
-            yield row
-    for row in known.values():
-        if row["stripe_subscription_id"] is None or row["subscription_id"] in found:
+def _fetch(stripe_customer_ids: Iterable[str | None], rows: list[Row]) -> tuple[dict[str, Object], list[str]]:
+    """Subscriptions at Stripe by id, of these customers and of our rows; and ids that it does not find."""
+    found: dict[str, Object] = {}
+    missing = []
+    for stripe_id in dict.fromkeys(filter(None, stripe_customer_ids)):
+        try:
+            found |= {listed["id"]: listed for listed in stripe.list_subscriptions(stripe_id)}
+        except Refused as error:
+            if not error.missing:
+                raise
+            missing.append(stripe_id)
+    for row in rows:
+        subscription_id = row["subscription_id"]
+        if is_local(row) or subscription_id in found or row["status"] in ENDED_STATUSES:
             continue
-        if row["status"] in ENDED_STATUSES:
-            continue
-        fetched = stripe.retrieve_subscription(row["subscription_id"])
-        yield fetched or {**row, "status": "canceled", "ended_at": now().replace(microsecond=0)}
+        if subscription := stripe.retrieve_subscription(subscription_id):
+            found[subscription_id] = subscription
+        else:
+            missing.append(subscription_id)
+    return found, missing
 
 
-def _is_gone(customer: Row) -> bool:
-    return stripe.customer_is_deleted(customer["stripe_customer_id"])
+def _is_deleted(customer: Row, found: Mapping[str, Object]) -> bool:
+    """Whether the linked customer was deleted at Stripe, which ended what it had."""
+    linked = customer["stripe_customer_id"]
+    if linked is None or any(s["status"] not in ENDED_STATUSES for s in found.values()):
+        return False
+    return bool((stripe.retrieve_customer(linked) or {}).get("deleted"))
 
 
-def _store(
-    cur: Cursor,
-    customer_id: str,
-    known: dict[str, Row],
-    fetched: list[dict[str, Any]],
-    event_id: str | None,
-    *,
-    forget_link: bool,
-) -> None:
-    customer = customers.lock_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        return  # in this moment: what was paid ended with it
-    for row in fetched:
-        before = known.get(row["subscription_id"])
-        if not _compare(customer_id, before, row):
-            continue
-        stored = subscriptions.upsert_stripe_subscription(
-            cur, row | {"customer_id": customer_id, "event_id": event_id}
-        )
-        _report_oddities(stored)
-    if any(row["paid"] for row in fetched):
-        subscriptions.end_trials(cur, customer_id, now())  # the first payment ends them for good
-    if forget_link:
-        set_link(cur, customer, None)
-    live = [row for row in subscriptions.select_subscriptions(cur, [customer_id]) if is_live(row)]
-    if len(live) > 1:
-        log.warning(
-            "customer has several live subscriptions",
-            extra={"customer_id": customer_id, "count": len(live)},
-        )
-    if not customer["revoked_at"]:
-        issue_license(cur, customer)
+def _ended(row: Row) -> Row:
+    return {**row, "status": "canceled", "ended_at": now().replace(microsecond=0)}
 
 
-def _report_oddities(row: Row) -> None:
-    extra = {"customer_id": row["customer_id"], "subscription_id": row["subscription_id"]}
-    if row["plan"] == "unknown":
-        log.error(
-            "price belongs to no plan; it grants nothing",
-            extra=extra | {"price": row["stripe_price_id"]},
-        )
-    if row["status"] not in KNOWN_STATUSES:
-        log.error(
-            "unknown subscription status; it grants nothing",
-            extra=extra | {"status": row["status"]},
-        )
+def fetched_row(
+    subscription: Object, plan_of: Callable[[Object], str], known: Iterable[Row] | None = None
+) -> Row:
+    """A subscription as a row; with the `known` rows of its customer, `paid` is looked up if need be."""
+    row = subscription_row(subscription, plan_of)
+    if known is None or row["paid"] or subscription.get("collection_method") != "send_invoice":
+        return row
+    was_paid = any(r["paid"] for r in known if r["subscription_id"] == row["subscription_id"])
+    if was_paid or row["status"] in ("incomplete", "incomplete_expired", "trialing"):
+        return row
+    # Its latest invoice is open, but an earlier one may have been paid.
+    paid = stripe.list_invoices(row["stripe_customer_id"], 1, row["subscription_id"], status="paid")
+    return row | {"paid": bool(paid)}
 
 
-def _compare(customer_id: str, ours: Row | None, stripes: dict[str, Any]) -> list[Difference]:
-    subject, at = stripes["subscription_id"], stripes.get("stripe_customer_id")
+def price_plans(cur: Cursor) -> Callable[[Object], str]:
+    """A function that tells the plan of a price, `unknown` if it sells none, and remembers what it read."""
+    pinned = {price_id: plan for (plan, _), price_id in settings.stripe_prices.items()}
+    remembered: dict[str, str] = {}
+
+    def plan_of(price: Object) -> str:
+        price_id = price["id"]
+        plan = plan_of_price(price, pinned) or remembered.get(price_id)
+        if plan is None:
+            plan = remembered[price_id] = stripe_rows.select_price_plan(cur, price_id) or UNKNOWN
+        return plan
+
+    return plan_of
+
+
+def is_ours(subscription: Object, plan_of: Callable[[Object], str]) -> bool:
+    """Whether it carries our metadata or a price of a plan; one that did before is a row of ours already."""
+    items = subscription["items"]["data"]
+    return named_by(subscription) is not None or any(plan_of(item["price"]) != UNKNOWN for item in items)
+
+
+def compare(customer_id: str, ours: Row | None, stripes: Row) -> list[Difference]:
+    """What differs between a row and the subscription at Stripe."""
+    subject = stripes["subscription_id"]
     if ours is None:
-        return [Difference(customer_id, subject, "missing", f"{stripes['plan']} {stripes['status']}", at)]
+        return [Difference(customer_id, subject, "missing", f"{stripes['plan']} {stripes['status']}")]
     return [
-        Difference(customer_id, f"{subject} {name}", _text(ours[name]), _text(stripes[name]), at)
+        Difference(customer_id, f"{subject} {name}", _text(ours[name]), _text(stripes[name]))
         for name in COMPARED
         if ours[name] != stripes[name]
     ]
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value) if value else "none"
     return "none" if value is None else str(value)
 
 
-def handle_event(event: dict[str, Any]) -> str:
-    """Follow one verified event: fetch anew whose state it tells of. `done` or `ignored`.
-
-    Any failure is put on record if the database allows, then raised, so that Stripe sends it again.
-    """
-    set_actor(f"stripe:{event['event_id']}")
-    record = _event_record(event)
-    with db.statement() as cur:
-        known = events.select_event(cur, record["event_id"])
-    if known and known["outcome"] == "done":
-        return "done"
-    try:
-        outcome = _follow(event, record)
-    except Exception as error:
-        record |= {"outcome": "failed", "error": _summary(error)}
-        _count(event, "failed")
-        with db.transaction() as cur:
-            events.upsert_event(cur, record)
-        raise
-    _count(event, outcome)
-    return outcome
-
-
-def _follow(event: dict[str, Any], record: dict[str, Any]) -> str:
-    if event["type"] in WEBHOOK_EVENTS and event["livemode"] == stripe.livemode:
-        return _sync_and_record(*_whose(record), record)
-    return _sync_and_record(None, None, record)
+def store(
+    cur: Cursor, synced: Synced, fetched: list[Row], event_id: str | None, *, unlink: bool = False
+) -> None:
+    """Store what was fetched of a customer whose sync lock is taken, and issue the license that follows."""
+    customer = customers.lock_customer(cur, synced.customer["customer_id"])
+    if customer is None or customer["erased_at"]:
+        return  # while Stripe was asked
+    customer_id = customer["customer_id"]
+    known = {row["subscription_id"]: row for row in synced.subscriptions}
+    for row in fetched:
+        if compare(customer_id, known.get(row["subscription_id"]), row):
+            _store_subscription(cur, row | {"customer_id": customer_id, "event_id": event_id})
+    if any(row["paid"] for row in fetched):
+        subscriptions.end_trials(cur, customer_id, now())  # the first payment ends them for good
+    if unlink:
+        set_link(cur, customer, None)
+    synced.customer = customer
+    synced.subscriptions = subscriptions.select_subscriptions(cur, [customer_id])
+    live = sum(map(is_live, synced.subscriptions))
+    if live > 1:
+        extra = {"customer_id": customer_id, "count": live}
+        log.warning("customer has several live subscriptions", extra=extra)
+    if not customer["revoked_at"]:
+        entitlement = entitle(customer, synced.subscriptions, now().replace(microsecond=0))
+        synced.license = issue_license(cur, customer, entitlement)
 
 
-def _sync_and_record(customer_id: str | None, also: str | None, record: dict[str, Any]) -> str:
-    """The effect of an event and its record, in one transaction; of an erased customer no id is kept."""
-    record = record | {
-        "customer_id": customer_id,
-        "outcome": "done" if customer_id else "ignored",
-        "error": None,
-    }
-    if customer_id:
-        sync_customer(customer_id, record["event_id"], also=[also])
-    with db.transaction() as cur:
-        if customer_id:
-            customer = customers.lock_customer(cur, customer_id)
-            if customer is None or customer["erased_at"]:
-                record |= {"object_id": None, "stripe_customer_id": None}
-        events.upsert_event(cur, record)
-    return str(record["outcome"])
-
-
-def _whose(record: Row) -> tuple[str | None, str | None]:
-    """Our customer that an event tells of, and the one at Stripe, if that names ours."""
-    stripe_id = record["stripe_customer_id"]
-    named = _owner(stripe_id)
-    return (named, stripe_id) if named else (_holder(record["object_id"]) or record["customer_id"], None)
-
-
-def _owner(stripe_customer_id: str | None) -> str | None:
-    """Our customer that one of Stripe's is, by our record or else by Stripe's; linked, if none was."""
-    if stripe_customer_id is None:
-        return None
-    with db.statement() as cur:
-        customer = customers.select_customer_by_stripe_id(cur, stripe_customer_id)
-    if customer is not None:
-        return str(customer["customer_id"])
-    named = stripe.owner_of(stripe_customer_id)
-    return link_customer(named, stripe_customer_id) if named else None
-
-
-def _holder(subscription_id: str | None) -> str | None:
-    """Our customer that has this subscription on record, whoever it is Stripe's by now."""
-    with db.statement() as cur:
-        row = subscriptions.select_subscription(cur, subscription_id or "")
-    return str(row["customer_id"]) if row else None
+def _store_subscription(cur: Cursor, row: Row) -> None:
+    subscriptions.upsert_stripe_subscription(cur, row)
+    extra = {"customer_id": row["customer_id"], "subscription_id": row["subscription_id"]}
+    if row["plan"] == UNKNOWN:
+        more = {"price": row["stripe_price_id"]}
+        log.error("price belongs to no plan; it grants nothing", extra=extra | more)
+    else:
+        stripe_rows.upsert_price(cur, row)
+    if row["status"] not in KNOWN_STATUSES:
+        log.error("unknown subscription status; it grants nothing", extra=extra | {"status": row["status"]})
 
 
 def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
     """Remember Stripe's id for a customer that has none; None when there is no such customer.
 
-    One that is linked to another keeps that link: of both what is paid counts.
+    One that is linked to another keeps that link: what is paid at either counts.
     """
     with db.transaction() as cur:
         customer = customers.lock_customer(cur, customer_id)
@@ -249,123 +235,20 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 
 def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
-    """Put on record whom Stripe knows this customer as, from now on."""
+    """Remember the customer at Stripe that belongs to this one."""
     customers.update_stripe_customer_id(cur, customer["customer_id"], stripe_customer_id)
 
 
-def _event_record(event: dict[str, Any]) -> dict[str, Any]:
-    names = ("event_id", "type", "object_id", "stripe_customer_id", "created_at")
-    return {name: event[name] for name in names} | {
-        "customer_id": None,
-        "outcome": "ignored",
-        "error": None,
-    }
+def unlicensed_payers(found: Iterable[Object], ignored: Container[str]) -> dict[str, str]:
+    """Live subscriptions that grant nobody anything, with the reason; none that an operator ignores.
 
-
-def _count(event: dict[str, Any], outcome: str) -> None:
-    kind = event["type"] if event["type"] in WEBHOOK_EVENTS else "other"
-    WEBHOOKS.labels(kind, outcome).inc()
-    WEBHOOK_LAG.observe(max(0.0, (now() - event["created_at"]).total_seconds()))
-    log.info(
-        "stripe event",
-        extra={"event": event["event_id"], "type": event["type"], "outcome": outcome},
-    )
-
-
-def _summary(error: Exception) -> str:
-    text = error.message if isinstance(error, DomainError) else type(error).__name__
-    return text[:500]
-
-
-def replay_event(event_id: str) -> str:
-    """Follow an event of the record once more: the present state of its customer is fetched."""
-    with db.statement() as cur:
-        known = events.select_event(cur, event_id)
-        if known is None:
-            raise NotFound(f"There is no event {event_id} on record.")
-    return _sync_and_record(*_whose(known), known)
-
-
-def sync_all(
-    *, dry_run: bool, progress: Callable[[int, int], None] = lambda done, ahead: None
-) -> tuple[list[Difference], dict[str, str]]:
-    """Compare every customer with Stripe, page by page through Stripe's own lists: what differs, and
-    which customers could not be mended, with the reason.
-
-    Without `dry_run` each customer that differs is fetched anew and mended. `progress` is told how
-    many more steps are done, and how many more have come into sight.
+    `found`: subscriptions at Stripe that belong to no customer here, or sell no plan.
     """
-    with db.statement() as cur:
-        linked = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
-        known = {row["subscription_id"]: row for row in subscriptions.select_stripe_subscriptions(cur)}
-    owners = {stripe_id: owner for owner, stripe_id in linked.items() if stripe_id}
-    unlinked: dict[str, str] = {}
-    for customer in stripe.list_customers():
-        owner = named_by(customer)
-        if owner is None or owner not in linked:
-            continue
-        if owners.setdefault(customer["id"], owner) == owner and not linked[owner]:
-            unlinked.setdefault(owner, customer["id"])
-    differences = [
-        Difference(owner, "stripe_customer_id", "none", stripe_id) for owner, stripe_id in unlinked.items()
-    ]
-    progress(0, len(known))
-    differing = _compare_all(linked, owners, known, lambda done: progress(done, 0))
-    failed: dict[str, str] = {}
-    if dry_run:
-        return differences + [difference for found in differing.values() for difference in found], failed
-    for owner, stripe_id in unlinked.items():
-        link_customer(owner, stripe_id)
-    progress(0, len(differing))
-    for owner, found in differing.items():
-        try:
-            also = [difference.at for difference in found if difference.at in owners]
-            differences += sync_customer(owner, also=also) or found
-        except DomainError as error:
-            failed[owner] = error.message
-        progress(1, 0)
-    return differences, failed
-
-
-def sync_one(customer_id: str, *, dry_run: bool) -> list[Difference]:
-    """The same for one customer."""
-    customer = get_customer(customer_id)
-    found = find_stripe_customers(customer)
-    differences = []
-    if found and customer["stripe_customer_id"] is None:
-        differences.append(Difference(customer_id, "stripe_customer_id", "none", found[0]))
-        if not dry_run:
-            link_customer(customer_id, found[0])
-    return differences + sync_customer(customer_id, also=found, dry_run=dry_run)
-
-
-def _compare_all(
-    present: Container[str],
-    owners: Mapping[str, str],
-    known: Mapping[str, Row],
-    progress: Callable[[int], None],
-) -> dict[str, list[Difference]]:
-    """What differs, by customer. `present` are ours, `owners` tells of Stripe's whose they are."""
-    differing: dict[str, list[Difference]] = {}
-    seen = set()
-    for fetched in stripe.list_subscriptions():
-        progress(1)
-        seen.add(fetched["subscription_id"])
-        ours = known.get(fetched["subscription_id"])
-        held_by = str(ours["customer_id"]) if ours else None
-        owner = owners.get(fetched["stripe_customer_id"], held_by)
-        if owner != held_by:
-            ours = None
-        if owner is not None and owner in present and (found := _compare(owner, ours, fetched)):
-            differing.setdefault(owner, []).extend(found)
-    for subscription_id, ours in known.items():
-        if (
-            subscription_id not in seen
-            and ours["customer_id"] in present
-            and ours["status"] not in ENDED_STATUSES
-        ):
-            missing = Difference(
-                ours["customer_id"], subscription_id, f"{ours['plan']} {ours['status']}", "missing"
-            )
-            differing.setdefault(ours["customer_id"], []).append(missing)
-    return differing
+    payers = {}
+    for subscription in found:
+        prices = [item["price"] for item in subscription["items"]["data"] if item.get("quantity", 1) != 0]
+        ids = [subscription["id"], customer_of(subscription)]
+        ids += [price["id"] for price in prices] + [str(price["product"]) for price in prices]
+        if subscription["status"] in LIVE_STATUSES and prices and not any(i in ignored for i in ids):
+            payers[ids[0]] = f"{ids[1]} pays {', '.join(ids[2 : 2 + len(prices)])}"
+    return payers
