@@ -41,11 +41,10 @@ def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | No
 
 
 def select_refusals(cur: Cursor, customer_id: str, limit: int) -> list[Row]:
-    """What was asked for this customer and refused, newest first, with Stripe's request id where it refused."""
+    """What was asked for this customer and refused, newest first."""
     return cur.all(
         """
-        SELECT at, actor, action, subject, after ->> 'refused' AS message,
-               after ->> 'stripe_request_id' AS stripe_request_id
+        SELECT at, actor, action, subject, after ->> 'refused' AS message
           FROM audit_log
          WHERE customer_id = %(customer_id)s
            AND after ->> 'refused' IS NOT NULL

@@ -21,8 +21,8 @@ OF_SUBSCRIPTION = (
 )  # fmt: skip
 """What `find_customer` returns, in this order."""
 LISTED = (
-    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
-    "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
+    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices",
+    "retention_days", "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
 )  # fmt: skip
 
 
@@ -119,7 +119,8 @@ def select_customers_with_current(
     """
     cur.execute(
         f"""
-        SELECT {", ".join(f"c.{name}" for name in LISTED)}, {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
+        SELECT {", ".join(f"c.{name}" for name in LISTED)},
+               {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
           FROM customers AS c
           LEFT JOIN LATERAL current_subscription(c.customer_id, %(at)s) AS s ON TRUE
          WHERE c.erased_at IS NULL

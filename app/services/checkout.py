@@ -14,7 +14,7 @@ from app.queries import customers
 from app.services.audit import audited
 from app.services.customers import digest, find_stripe_customers, get_customer, this_minute
 from app.services.licenses import lock_customer_or_404
-from app.services.stripe_sync import set_link, sync_customer
+from app.services.stripe_sync import is_ours, price_plans, set_link, sync_customer
 from app.stripe_objects import named_by
 
 SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
@@ -35,11 +35,11 @@ def start_checkout(
     cancel_url: str | None = None,
     promo_code: str | None = None,
 ) -> dict[str, Any]:
-    """A Stripe Checkout page where the customer subscribes: session_id, checkout_url, plan, interval, expires_at.
+    """A page where the customer subscribes: session_id, checkout_url, plan, interval, expires_at.
 
-    One page of a customer is open at a time, so that nobody pays twice in two tabs: asked for the same again it
-    is the same page, asked for another it is closed. Raises Conflict with what to do instead while there is a
-    subscription that is not over, here or, by a webhook still on its way, at Stripe only.
+    One page of a customer is open at a time, so that nobody pays twice in two tabs: asked for the same again
+    it is the same page, asked for another it is closed. Raises Conflict with what to do instead while there is
+    a subscription that is not over, here or, by a webhook still on its way, at Stripe only.
     """
     get_customer(customer_id)
     asked = audited("subscription.checkout", customer_id, customer_id, plan=plan, interval=interval)
@@ -145,13 +145,19 @@ def ensure_stripe_customer(customer: Row) -> str:
 
 
 def _left_without_customer(customer: Row) -> str | None:
-    """Stripe's customer of the same address that names one of ours which a restored database does not know."""
+    """Stripe's customer of the same address that lost ours: it names one that a restored database does not
+    know, or none and pays for one of our plans, as from a payment link.
+    """
     for found in stripe.find_customers(customer["customer_id"], customer["email"]):
+        if found["email"].lower() != customer["email"].lower():
+            continue
         named = named_by(found)
-        if named and found["email"].lower() == customer["email"].lower():
-            with db.statement() as cur:
-                is_lost = customers.select_customer(cur, named) is None
-            if is_lost:
+        paid = [] if named else list(stripe.list_subscriptions(found["id"]))
+        with db.statement() as cur:
+            is_lost = named is not None and customers.select_customer(cur, named) is None
+            is_linked = customers.select_customer_by_stripe_id(cur, found["id"]) is not None
+            plan_of = price_plans(cur)
+            if not is_linked and (is_lost or any(is_ours(subscription, plan_of) for subscription in paid)):
                 return str(found["id"])
     return None
 
@@ -192,12 +198,8 @@ def open_portal(customer_id: str, return_url: str | None = None) -> str:
 def list_invoices(customer_id: str, limit: int = 50) -> list[dict[str, Any]]:
     """Stripe's invoices of this customer, newest first; nothing of them is stored."""
     customer = get_customer(customer_id)
-    found = (
-        find_stripe_customers(customer)
-        if not customer["stripe_customer_id"]
-        else [customer["stripe_customer_id"]]
-    )
-    return [_invoice(invoice) for invoice in (stripe.list_invoices(found[0], limit) if found else [])]
+    stripe_id = customer["stripe_customer_id"] or next(iter(find_stripe_customers(customer)), None)
+    return [_invoice(invoice) for invoice in (stripe.list_invoices(stripe_id, limit) if stripe_id else ())]
 
 
 def _invoice(invoice: Row) -> dict[str, Any]:

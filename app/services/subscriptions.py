@@ -97,8 +97,8 @@ def upgrade(
 ) -> tuple[dict[str, Any], Row | None]:
     """Move a live subscription to another plan or interval, up or down, prorated and paid at once.
 
-    The described subscription and, unless revoked, the license. Raises PaymentRefused with nothing changed, and
-    the page where the customer confirms a payment that the bank wants confirmed; Conflict for a trial, a
+    The described subscription and, unless revoked, the license. Raises PaymentRefused with nothing changed,
+    with the page where the customer confirms a payment if the bank asks for it; Conflict for a trial, a
     subscription that is not live, or no change.
     """
     before = _find(subscription_id)
@@ -136,7 +136,7 @@ def _move(present: Row, *, price_id: str) -> None:
 
 
 def _price_to_move_to(present: Row, plan: str, interval: str) -> Row:
-    """The price, if this subscription can be moved to another one. Raises Conflict with what to do instead."""
+    """The price, if this subscription can be moved. Raises Conflict with what to do instead."""
     if is_local(present):
         raise Conflict("This is a trial. Use checkout to subscribe.")
     if not is_live(present):
