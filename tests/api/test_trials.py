@@ -129,7 +129,12 @@ def test_a_trial_is_not_upgraded_or_resumed_but_checked_out(
 
 def test_a_subscription_of_others_is_403_whether_it_exists_or_not(client: FlaskClient) -> None:
     mine, other = make_customer(client), make_customer(client)
-    strange = (other["customerId"], other["subscription"]["subscriptionId"], "sub_unknown", "cust_unknown00000")
+    strange = (
+        other["customerId"],
+        other["subscription"]["subscriptionId"],
+        "sub_unknown",
+        "cust_unknown00000",
+    )
     for any_id in strange:
         answer = client.get(f"/api/subscriptions/{any_id}", headers=bearer(mine["license"]))
         assert answer.status_code == 403
