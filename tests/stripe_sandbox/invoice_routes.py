@@ -124,6 +124,23 @@ def delete_invoice(world: World, p: Obj, id: str) -> Obj:
     return invoice
 
 
+@route("POST", "/v1/invoices/<id>/add_lines", "InvoiceAddLinesParams", "lines.invoice_item")
+def add_lines(world: World, p: Obj, id: str) -> Obj:
+    """Puts pending items on a draft."""
+    invoice = world.get("invoice", id)
+    invoices.need_draft(invoice)
+    with world.changing(invoice):
+        for i, line in enumerate(p["lines"]):
+            item = world.get("invoiceitem", line["invoice_item"], f"lines[{i}][invoice_item]")
+            if item["invoice"]:
+                raise invalid("This invoice item is attached to an invoice already.", f"lines[{i}]")
+            item["invoice"] = invoice["id"]
+            world.touch(item)
+            invoices.put_line(invoice, shapes.item_line(item))
+        invoices.total_up(world, invoice)
+    return invoice
+
+
 @route("POST", "/v1/invoices/<id>/finalize", "InvoiceFinalizeInvoiceParams", "auto_advance")
 def finalize_invoice(world: World, p: Obj, id: str) -> Obj:
     invoice = world.get("invoice", id)
