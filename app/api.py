@@ -127,7 +127,7 @@ class Blueprint(flask_smorest.Blueprint):
     ) -> Callable[[Any], Any]:
         """The view's first argument: body or query as the schema loads it."""
         options["required"] = location == "json" and not getattr(schema, "body_optional", False)
-        decorator: Callable[[Any], Any] = super().arguments(schema, location=location, **options)
+        decorator: Callable[[Any], Any] = super().arguments(schema(), location=location, **options)
         return decorator
 
     def route(self, rule: str, *, errors: tuple[int, ...] = (), **options: Any) -> Callable[[Any], Any]:

@@ -144,6 +144,8 @@ def _with_license(row: Row, presented: Token | None) -> dict[str, Any]:
         else:
             renewed = {} if current["jti"] == presented.jti else {"license": current["token"]}
             return {"device_limit": current["device_limit"], **renewed}
+    if is_current(row):
+        return {"device_limit": row["device_limit"]}
     with db.statement() as cur:
         return {"device_limit": _entitled(cur, row)["device_limit"]}
 
