@@ -77,7 +77,7 @@ def sync(customer_id: str | None, dry_run: bool, ignored: tuple[str, ...]) -> An
     lines = [f"{d.customer_id}  {d.subject}: {d.ours} → {d.stripes}" for d in report.differences]
     lines.append(f"{len(report.differences)} difference(s) {'found' if dry_run else 'mended'}.")
     for subscription_id, reason in report.payers.items():
-        lines.append(f"⚠️  {subscription_id}: {reason}, and gets no license")
+        lines.append(f"⚠️  {subscription_id}: {reason}")
     for stripe_id, reason in report.missing.items():
         lines.append(f"⚠️  {stripe_id} {reason}; nothing was changed")
     for failing, reason in report.failed.items():

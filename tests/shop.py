@@ -21,7 +21,9 @@ class Shop:
         self.client: FlaskClient = app.test_client()
         result = app.test_cli_runner().invoke(args=["stripe", "setup"])
         assert result.exit_code == 0, result.output
-        self.prices = {price["metadata"].get("zemfyre_plan"): price["id"] for price in sandbox.every("price")}
+        by_key = {price["lookup_key"]: price["id"] for price in sandbox.every("price")}
+        self.prices = {plan: by_key[f"zemfyre_{plan}"] for plan in ("starter", "professional")}
+        self.yearly = {plan: by_key[f"zemfyre_{plan}_year"] for plan in self.prices}
         sandbox.webhooks.targets[HOOK] = WEBHOOK_SECRET
         sandbox.webhooks.transport = lambda url, body, headers: self.hook(body, headers).status_code
         sandbox.requests.clear()

@@ -124,7 +124,7 @@ def _name_payers(unclaimed: list[Object]) -> str | None:
         return None
     with db.statement() as cur:
         ignored = stripe_rows.select_ignored(cur)
-    payers = unlicensed_payers(unclaimed, ignored)
+    payers = unlicensed_payers(unclaimed, ignored, belongs_to=None)
     for subscription_id, reason in payers.items():
         log.error("pays, but no license", extra={"subscription_id": subscription_id, "reason": reason})
     return (

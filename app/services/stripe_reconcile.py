@@ -97,7 +97,8 @@ def sync_one(customer_id: str, *, dry_run: bool) -> Report:
     synced = sync_customer(customer_id, also=found, dry_run=dry_run)
     _add(report, synced)
     with db.statement() as cur:
-        report.payers |= unlicensed_payers(synced.unplanned, stripe_rows.select_ignored(cur))
+        ignored = stripe_rows.select_ignored(cur)
+    report.payers |= unlicensed_payers(synced.unplanned, ignored, belongs_to=customer_id)
     return report
 
 
@@ -124,7 +125,7 @@ def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) ->
             for subscription in page:
                 owner, row = here.owner(subscription), fetched_row(subscription, plan_of)
                 if owner is None or row["plan"] == UNKNOWN:
-                    report.payers |= unlicensed_payers([subscription], ignored)
+                    report.payers |= unlicensed_payers([subscription], ignored, belongs_to=owner)
                 if owner and (subscription["id"] in here.known or is_ours(subscription, plan_of)):
                     differing[owner] += compare(owner, here.row(subscription["id"], owner), row)
             differing = {owner: found for owner, found in differing.items() if found}

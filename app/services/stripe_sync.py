@@ -239,16 +239,19 @@ def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None
     customers.update_stripe_customer_id(cur, customer["customer_id"], stripe_customer_id)
 
 
-def unlicensed_payers(found: Iterable[Object], ignored: Container[str]) -> dict[str, str]:
-    """Live subscriptions that grant nobody anything, with the reason; none that an operator ignores.
+def unlicensed_payers(
+    found: Iterable[Object], ignored: Container[str], *, belongs_to: str | None
+) -> dict[str, str]:
+    """Live subscriptions that grant nothing, with the reason; none that an operator ignores.
 
-    `found`: subscriptions at Stripe that belong to no customer here, or sell no plan.
+    `found`: subscriptions at Stripe that sell no plan, or belong to nobody here (`belongs_to` is None).
     """
+    why = f"which sells no plan, for {belongs_to}" if belongs_to else "and belongs to no customer here"
     payers = {}
     for subscription in found:
         prices = [item["price"] for item in subscription["items"]["data"] if item.get("quantity", 1) != 0]
         ids = [subscription["id"], customer_of(subscription)]
         ids += [price["id"] for price in prices] + [str(price["product"]) for price in prices]
         if subscription["status"] in LIVE_STATUSES and prices and not any(i in ignored for i in ids):
-            payers[ids[0]] = f"{ids[1]} pays {', '.join(ids[2 : 2 + len(prices)])}"
+            payers[ids[0]] = f"{ids[1]} pays {', '.join(ids[2 : 2 + len(prices)])}, {why}"
     return payers
