@@ -47,7 +47,9 @@ clean: ## Remove the virtual environment and caches (data, keys and .env stay)
 
 $(VENV)/run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make run PYTHON=python3.12")'
+	@echo 'Making the virtual environment $(VENV)/ …'
 	@umask 022; $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing what requirements.txt names, which may take a minute …'
 	@umask 022; $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

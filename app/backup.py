@@ -1,11 +1,11 @@
-"""Backup and restore by PostgreSQL's own programs, of a version that fits the server."""
+"""Backup and restore by PostgreSQL's own programs."""
 
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from psycopg2.extensions import make_dsn, parse_dsn
 
@@ -14,7 +14,7 @@ from app.config import ConfigError
 from app.db import Database
 from app.errors import Conflict, DomainError
 
-_OURS: Final = """
+_DROP_OURS: Final = """
     SELECT FORMAT('DROP TABLE IF EXISTS %I CASCADE', tablename) AS statement
       FROM pg_tables
      WHERE schemaname = CURRENT_SCHEMA AND tableowner = CURRENT_USER
@@ -23,6 +23,8 @@ _OURS: Final = """
       FROM pg_proc
      WHERE pronamespace = CURRENT_SCHEMA::REGNAMESPACE AND proowner = CURRENT_USER::REGROLE
 """
+# What pg_restore 17 and newer set for every server, and older servers do not know; 0 is the default.
+_NEWER_SETTING: Final = b"SET transaction_timeout = 0;"
 
 
 def backup(url: str, file: str) -> None:
@@ -41,42 +43,71 @@ def backup(url: str, file: str) -> None:
 
 
 def restore(db: Database, file: str) -> None:
-    """Load a dump, whole or not at all. Raises Conflict when the database holds customers already.
+    """Load a dump in one transaction, whole or not at all. Raises Conflict when there are customers.
 
-    Tables that a migration made and nobody has filled give way to those of the dump.
+    Tables that a migration made and nobody has filled are replaced by those of the dump.
     """
-    _run("pg_restore", "--list", str(Path(file).absolute()))  # a file that is none changes nothing
-    with db.transaction() as cur:
-        migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
-        if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
-            raise Conflict("This database holds customers. Restore into an empty one.")
-        for row in cur.all(_OURS):
-            cur.execute(row["statement"])
-    options = ("--single-transaction", "--no-owner", "--no-privileges")
-    _run("pg_restore", *options, str(Path(file).absolute()), url=db.url)
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/restore.sql", "w+b") as script:
+        _run(
+            "pg_restore",
+            "--no-owner",
+            "--no-privileges",
+            "--file=-",
+            str(Path(file).absolute()),
+            output=script,
+        )
+        _blank_newer_setting(script)
+        with db.statement() as cur:
+            migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
+            if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
+                raise Conflict("This database has customers. Restore into an empty one.")
+            drops = [f"--command={row['statement']}" for row in cur.all(_DROP_OURS)]
+        _run(
+            "psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1",
+            "--command=SET client_min_messages = warning", *drops, f"--file={script.name}", url=db.url,
+        )  # fmt: skip
 
 
-def _run(program: str, *args: str, url: str | None = None) -> None:
-    """The password goes by the environment: arguments are everybody's to read."""
+def program(name: str, *args: str, url: str) -> tuple[list[str], dict[str, str]]:
+    """The command line and environment that run `name` on the database of `url`.
+
+    The password is in the environment, as everybody on the machine can read arguments.
+    """
+    target = parse_dsn(url)
     environ = dict(os.environ)
-    if url is not None:
-        target = parse_dsn(url)
-        environ |= {"PGPASSWORD": target.pop("password")} if "password" in target else {}
-        args = (f"--dbname={make_dsn(**target)}", *args)
-    done = subprocess.run([_find(program), *args], capture_output=True, text=True, check=False, env=environ)
+    if "password" in target:
+        environ["PGPASSWORD"] = target.pop("password")
+    return [_find(name), f"--dbname={make_dsn(**target)}", *args], environ
+
+
+def _run(name: str, *args: str, url: str | None = None, output: IO[Any] | int = subprocess.DEVNULL) -> None:
+    command, environ = program(name, *args, url=url) if url else ([_find(name), *args], dict(os.environ))
+    done = subprocess.run(
+        command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, check=False
+    )
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["no message"]
-        raise DomainError(f"{program} failed: {said[0]}")
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise DomainError(f"{name} failed: {said[0]}")
 
 
-def _find(program: str) -> str:
+def _blank_newer_setting(script: IO[bytes]) -> None:
+    """Overwrite that line, which stands among the first, with spaces."""
+    script.seek(0)
+    at = script.read(4096).find(_NEWER_SETTING)
+    if at >= 0:
+        script.seek(at)
+        script.write(b" " * len(_NEWER_SETTING))
+    script.flush()
+
+
+def _find(name: str) -> str:
     """The wheel's program, which is of a current version; else the one on PATH."""
     try:
-        return str(embedded.bin_dir() / program)
+        return str(embedded.bin_dir() / name)
     except ConfigError:
-        found = shutil.which(program)
+        found = shutil.which(name)
         if found is None:
             raise DomainError(
-                f"{program} is not installed; it comes with PostgreSQL's client programs."
+                f"{name} is not installed; it comes with PostgreSQL's client programs."
             ) from None
         return found

@@ -1,5 +1,6 @@
 """Environment and ``.env`` → settings. A wrong one ends the start with one line that names it."""
 
+import fcntl
 import os
 import re
 from collections.abc import Mapping
@@ -62,12 +63,12 @@ class Settings:
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the process environment over ``.env`` (or just `environ`).
+    """Read the process environment over a running `make run` over ``.env`` (or just `environ`).
 
     Raises ConfigError naming the first setting that is malformed.
     """
     if environ is None:
-        environ = _dotenv() | dict(os.environ)
+        environ = environment()
     env = _Reader(environ)
     port = env.integer("PORT", 3100, 1, 65535)
     private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
@@ -114,6 +115,28 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         web_concurrency=env.integer("WEB_CONCURRENCY", max(2, os.cpu_count() or 1), 1, 1000),
         web_threads=env.integer("WEB_THREADS", 8, 1, 1000),
     )
+
+
+def environment() -> dict[str, str]:
+    """The process environment, over what a running `make run` uses, over ``.env``."""
+    file, process = _dotenv(), dict(os.environ)
+    return file | _run_local(run_file(file | process)) | process
+
+
+def run_file(environ: Mapping[str, str]) -> Path:
+    """Where `make run` writes its port, links and database; locked while it runs."""
+    return _Reader(environ).path("DATA_DIR", ".data") / "run.env"
+
+
+def _run_local(path: Path) -> dict[str, str]:
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return {k: v for k, v in dotenv_values(path).items() if v is not None}
+    except OSError:
+        pass
+    return {}  # none, or left behind by one that has ended
 
 
 def _dotenv() -> dict[str, str]:

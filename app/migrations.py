@@ -11,6 +11,7 @@ import psycopg2
 from app.config import ROOT
 from app.db import Cursor, Database
 from app.errors import Conflict
+from app.queries.usage import ensure_usage_partitions
 
 SQL_DIR: Final = ROOT / "sql"
 
@@ -62,6 +63,8 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
                 )
             pending = [m for m in found if m.applied_at is None]
             if not pending:
+                if any(m.name.endswith("_usage") for m in found):
+                    ensure_usage_partitions(cur)
                 return applied
             _apply(cur, pending[0])
             cur.execute(
@@ -69,6 +72,15 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
                 {"name": pending[0].name, "checksum": pending[0].checksum},
             )
         applied.append(pending[0].name)
+
+
+def superuser(db: Database) -> str | None:
+    """The role of DATABASE_URL if it is a superuser, which the service never needs."""
+    with db.statement() as cur:
+        found = cur.exactly_one(
+            "SELECT CURRENT_USER AS role, CURRENT_SETTING('is_superuser') = 'on' AS is_super"
+        )
+    return str(found["role"]) if found["is_super"] else None
 
 
 def _apply(cur: Cursor, migration: Migration) -> None:

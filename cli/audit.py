@@ -1,36 +1,54 @@
 """`flask audit …`: who did what."""
 
-import json
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from app.db import Row
 from app.extensions import db
 from app.queries import audit as audit_rows
-from cli.output import Group, as_json, echo_rows_json, echo_table, local_time
+from cli.output import Answer, Column, Group, Table, customer_argument, local_time
 
-audit = Group("audit", help="Who did what, and when.")
+audit = Group("audit")
+UNREADABLE = frozenset({"updated_at", "token"})
 
 
 @audit.command("list")
-@click.option("--customer", "customer_id", metavar="CUSTOMER_ID")
+@customer_argument(required=False, erased=True)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@as_json
-def list_audit(customer_id: str | None, limit: int, to_json: bool) -> None:
-    """List changes, newest first.
+def list_audit(customer_id: str | None, limit: int) -> Answer:
+    """List changes, newest first: when, who, what, and which fields from what to what.
 
     \b
     Example:
-      flask audit list --customer cust_abc123
+      flask audit list --customer ada@example.com
     """
     with db.statement() as cur:
         rows = audit_rows.select_audit(cur, customer_id=customer_id, limit=limit)
-    if to_json:
-        echo_rows_json(rows)
-        return
-    columns = (("When", 23), ("Who", 20), ("What", 26), ("Customer ID", 21), ("Change", 0))
-    cells = ((local_time(r["at"]), r["actor"], r["action"], r["customer_id"], _change(r)) for r in rows)
-    echo_table(columns, cells)
+    columns = [
+        Column("When", 23), Column("Who", 20), Column("What", 26), Column("Customer ID", 21, is_id=True),
+        Column("Change"),
+    ]  # fmt: skip
+    cells = [
+        (
+            local_time(r["at"]),
+            r["actor"],
+            r["action"],
+            r["customer_id"],
+            ", ".join(changes(r)) or r["subject"],
+        )
+        for r in rows
+    ]
+    return Answer(rows, [Table(columns, cells)])
 
 
-def _change(row: dict[str, object]) -> str:
-    return f"{json.dumps(row['before'])} → {json.dumps(row['after'])}"
+def changes(row: Row) -> Iterator[str]:
+    """`plan: starter → professional`: the fields that differ; of what is new those that say something."""
+    before: dict[str, Any] = row["before"] or {}
+    after: dict[str, Any] = row["after"] or {}
+    for name in [*after, *(name for name in before if name not in after)]:
+        old, new = before.get(name), after.get(name)
+        if old == new or name in UNREADABLE:
+            continue
+        yield f"{name}: {new}" if old is None else f"{name}: {old} → {'-' if new is None else new}"

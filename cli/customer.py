@@ -1,45 +1,44 @@
 """`flask customer …`: who they are, what they pay for, and why they may use what they use."""
 
-import sys
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
 from app.context import now
 from app.db import Row
-from app.entitlements import describe_customer, entitle, is_live
+from app.entitlements import KNOWN_STATUSES, describe_customer, entitle
 from app.errors import Conflict
-from app.extensions import db
-from app.plans import PAID_PLANS, PLANS
-from app.queries import customers as customer_rows
-from app.queries import events as event_rows
-from app.queries import licenses as license_rows
-from app.queries import subscriptions as subscription_rows
-from app.schemas.customers import CustomerSchema, NewCustomer, NewCustomerAnswer
-from app.schemas.subscriptions import (
-    CheckoutAnswer,
-    CheckoutRequest,
-    LicensedSubscriptionAnswer,
-    SubscriptionAnswer,
-)
-from app.services import customers, subscriptions
+from app.extensions import db, settings
+from app.plans import INTERVALS, PAID_PLANS, PLANS
+from app.services import customers, licenses
 from cli.output import (
-    SHORT_RULE,
+    Answer,
+    Column,
     Group,
-    as_csv,
-    as_json,
-    camel_row,
-    echo_csv,
-    echo_fields,
-    echo_json,
-    echo_table,
+    Table,
+    confirm,
+    customer_argument,
+    describe_who,
+    details,
+    fields,
     hint,
     load,
     local_time,
+    money,
     or_unlimited,
+    progress,
+    yes_option,
 )
 
-customer = Group("customer", help="Customers: add, show, upgrade, deactivate, explain.")
-customer_id = click.option("--id", "customer_id", required=True, metavar="CUSTOMER_ID", help="cust_…")
+customer = Group("customer")
+interval_option = click.option("--interval", type=click.Choice(list(INTERVALS)), help="Billed by it.")
+SORT_KEYS = {
+    "created": lambda row: row["created_at"],
+    "email": lambda row: row["email"].lower(),
+    "name": lambda row: (row["name"] or "").lower(),
+    "devices": lambda row: -row["active_devices"],
+}
 
 
 @customer.command("add")
@@ -47,196 +46,357 @@ customer_id = click.option("--id", "customer_id", required=True, metavar="CUSTOM
 @click.option("--name", required=True)
 @click.option("--company", help="Shown in the license instead of the name.")
 @click.option("--plan", type=click.Choice(list(PLANS)), help="Begin the one trial of this plan.")
-@as_json
-def add(email: str, name: str, company: str | None, plan: str | None, to_json: bool) -> None:
+def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
     """Add a customer, with a running trial and its first license.
 
     \b
     Example:
       flask customer add --email ada@example.com --name Ada --company "Engines Ltd"
     """
-    wish = load(NewCustomer(), email=email, name=name, companyName=company, plan=plan)
+    from app.schemas.customers import NewCustomerAnswer, NewCustomerRequest
+
+    wanted = load(NewCustomerRequest(), email=email, name=name, companyName=company, plan=plan)
     with db.transaction() as cur:
-        created, license_row = customers.create_customer(cur, **wish)
-    token = license_row["token"]
-    if to_json:
-        echo_json(NewCustomerAnswer().dump(created | {"license": token}))
-        return
-    click.echo("✅ Customer created successfully!")
-    click.echo("Customer Details:")
-    click.echo(SHORT_RULE)
-    _echo_identity(created)
-    echo_fields({"Created": local_time(created["created_at"])})
-    click.echo(SHORT_RULE)
-    click.echo(f"\n📜 Initial License JWT (Trial):\n{token}")
-    click.echo("\n💡 Add this to customer instance .env file:")
-    click.echo(f"LICENSE_JWT={token}\nCUSTOMER_ID={created['customer_id']}")
+        created, license_row = customers.create_customer(cur, **wanted)
+    token, public_key = license_row["token"], licenses.signing_key().public.pem.strip()
+    if created["subscription"]["status"] == "expired":
+        hint("⚠️  The trial of this address was used up before an erasure; this customer has none.")
+    return Answer(
+        lambda: NewCustomerAnswer().dump(created | {"license": token}),
+        [
+            "✅ Customer created successfully!",
+            details("Customer Details", _identity(created) | {"Created": local_time(created["created_at"])}),
+            f"\n📜 Initial License JWT (Trial):\n{token}",
+            "\n💡 Add this to customer instance .env file:",
+            f"LICENSE_JWT={token}\nCUSTOMER_ID={created['customer_id']}",
+            f"IOTISTIC_LICENSE_KEY={token}",
+            'LICENSE_PUBLIC_KEY="{}"'.format(public_key.replace("\n", "\\n")),
+            f"BILLING_API_URL={settings.base_url}",
+        ],
+    )
 
 
-@customer.command("list")
+@customer.command("list", csv=True)
 @click.option("--email", help="Only the customer with this address.")
-@as_json
-@as_csv
-def list_customers(email: str | None, to_json: bool, to_csv: bool) -> None:
-    """List all customers.
+@click.option("--search", help="A part of email, name, company or id.")
+@click.option("--plan", type=click.Choice(list(PLANS)), help="Only those who have this plan.")
+@click.option("--status", type=click.Choice(sorted(KNOWN_STATUSES)))
+@click.option("--sort", type=click.Choice(list(SORT_KEYS)), default="created", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+def list_customers(
+    *,
+    email: str | None,
+    search: str | None,
+    plan: str | None,
+    status: str | None,
+    sort: str,
+    limit: int | None,
+) -> Answer:
+    """List customers with plan, status and devices in use.
 
     \b
-    Example:
+    Examples:
+      flask customer list --plan professional --sort devices
       flask customer list --csv > customers.csv
     """
-    with db.statement() as cur:
-        rows = customer_rows.select_customers(cur, email=email)
-    if to_json:
-        echo_json(CustomerSchema(many=True).dump(customers.describe_many(rows)))
-        return
+    from app.services import usage
+
+    lines = {line["customer_id"]: line for line in usage.overview(days=7)}
+    rows = [
+        row
+        | {name: line[name] for name in ("plan", "status", "device_limit")}
+        | {"active_devices": line["summary"]["current_active"]}
+        for row in customers.list_customers(email=email, q=search)
+        if (line := lines.get(row["customer_id"]))
+        and plan in (None, line["plan"])
+        and status in (None, line["status"])
+    ]
+    rows = sorted(rows, key=SORT_KEYS[sort])[:limit]
+    columns = [
+        Column("ID", 21, is_id=True), Column("Email", 28), Column("Name", 21), Column("Company", 14),
+        Column("Plan", 12), Column("Status", 8), Column("Active", 6, right=True),
+    ]  # fmt: skip
     names = ("customer_id", "email", "name", "company_name")
-    if to_csv:
-        exported = (*names, "stripe_customer_id", "created_at")
-        echo_csv(exported, ([row[name] for name in exported] for row in rows))
-        return
-    click.echo(f"Found {len(rows)} customer(s):\n")
-    columns = (("ID", 21), ("Email", 28), ("Name", 21), ("Company", 0))
-    echo_table(columns, ([row[name] for name in names] for row in rows))
+    cells = [
+        (*(row[name] for name in names), row["plan"].upper(), row["status"].upper(), row["active_devices"])
+        for row in rows
+    ]
+    more = ("stripe_customer_id", "created_at", "plan", "status", "device_limit", "active_devices")
+    return Answer(
+        lambda: _listed(rows),
+        [f"Found {len(rows)} customer(s):\n", Table(columns, cells)],
+        csv=((*names, *more), rows),
+    )
+
+
+def _listed(rows: list[Row]) -> list[dict[str, Any]]:
+    from app.schemas.customers import CustomerSchema
+
+    described = CustomerSchema(many=True).dump(rows)
+    names = ("plan", "status", "device_limit", "active_devices")
+    return [one | {name: row[name] for name in names} for one, row in zip(described, rows, strict=True)]
 
 
 @customer.command("show")
-@customer_id
-@as_json
-def show(customer_id: str, to_json: bool) -> None:
+@customer_argument
+def show(customer_id: str) -> Answer:
     """Show a customer with its plan and status.
 
     \b
     Example:
-      flask customer show --id cust_abc123
+      flask customer show ada@example.com
     """
     row, rows = customers.get_customer_with_subscriptions(customer_id)
-    found = describe_customer(row, rows, now())
-    if to_json:
-        echo_json(CustomerSchema().dump(found))
-        return
-    granted = entitle(row, rows, now())
-    click.echo("Customer Details:")
-    click.echo(SHORT_RULE)
-    _echo_identity(found)
-    echo_fields(
-        {
-            "Created": local_time(found["created_at"]),
-            "Stripe ID": found["stripe_customer_id"],
-            "Subscription ID": granted.subscription and granted.subscription["subscription_id"],
-            "Plan": granted.plan.name.upper(),
-            "Status": granted.status.upper(),
-            "Device Limit": or_unlimited(granted.device_limit),
-            "Renewal Date": local_time(granted.period_end),
-        }
-    )
+    found, granted = describe_customer(row, rows, now()), entitle(row, rows, now())
+    shown = _identity(found) | {
+        "Created": local_time(found["created_at"]),
+        "Stripe ID": found["stripe_customer_id"],
+        "Subscription ID": granted.subscription and granted.subscription["subscription_id"],
+        "Plan": granted.plan.name.upper(),
+        "Status": granted.status.upper(),
+        "Device Limit": or_unlimited(granted.device_limit),
+        "Renewal Date": local_time(granted.period_end),
+    }
     if granted.period_end and found["subscription"]["cancel_at_period_end"]:
-        echo_fields({"Ends": local_time(granted.period_end)})
-    click.echo(SHORT_RULE)
+        shown["Ends"] = local_time(granted.period_end)
     _warn(found, granted.live_count)
+    return Answer(lambda: _customer_json(found), [details("Customer Details", shown)])
+
+
+@customer.command("update")
+@customer_argument
+@click.option("--email")
+@click.option("--name", help='"" clears it.')
+@click.option("--company", help='"" clears it.')
+def update(customer_id: str, email: str | None, name: str | None, company: str | None) -> Answer:
+    """Change email, name or company, here and at Stripe.
+
+    \b
+    Example:
+      flask customer update --id cust_abc123 --email new@example.com
+    """
+    from app.schemas.customers import UpdateCustomerRequest
+
+    given = {"email": email, "name": name, "companyName": company}
+    cleared = {
+        column: None
+        for column, text in (("name", name), ("company_name", company))
+        if text is not None and not text.strip()
+    }
+    changes = load(
+        UpdateCustomerRequest(), **{k: v for k, v in given.items() if k == "email" or (v or "").strip()}
+    )
+    if not changes | cleared:
+        raise click.UsageError("Nothing to change: give --email, --name or --company.")
+    found = customers.update_customer(customer_id, changes | cleared)
+    return Answer(
+        lambda: _customer_json(found),
+        ["✅ Customer updated!", details("Customer Details", _identity(found))],
+    )
 
 
 @customer.command("upgrade")
-@customer_id
+@customer_argument
 @click.option("--plan", type=click.Choice(PAID_PLANS), required=True)
+@interval_option
 @click.option("--promo-code", help="A promotion code for the checkout.")
-@as_json
-def upgrade(customer_id: str, plan: str, promo_code: str | None, to_json: bool) -> None:
+@yes_option
+def upgrade(customer_id: str, plan: str, interval: str | None, promo_code: str | None, yes: bool) -> Answer:
     """Make a checkout link; with a live Stripe subscription, the paid change itself.
 
     \b
     Example:
       flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20
     """
+    from app.schemas.subscriptions import CheckoutAnswer, CheckoutRequest
+    from app.services import checkout, subscriptions
+
     promo_code = load(CheckoutRequest(only=("promoCode",)), promoCode=promo_code)["promo_code"]
-    present = customers.describe_one(customer_id)["subscription"]
-    if present and is_live(present):
-        if promo_code:
-            raise Conflict(
-                "A promotion code is for a checkout. What is live is changed at once: leave it out."
-            )
-        _change_plan(present, plan, to_json)
-        return
-    session = subscriptions.start_checkout(customer_id, plan, promo_code=promo_code)
-    if to_json:
-        echo_json(CheckoutAnswer().dump(session))
-        return
-    click.echo("✅ Checkout session created!")
-    click.echo("Checkout Details:")
-    click.echo(SHORT_RULE)
-    echo_fields({"Session ID": session["session_id"], "Plan": session["plan"]})
-    click.echo(SHORT_RULE)
-    click.echo(f"\n🔗 Checkout URL:\n{session['checkout_url']}")
-    click.echo("\n💡 Send this URL to the customer to complete payment.")
-    click.echo("   After payment, webhook will auto-provision subscription.")
-
-
-def _change_plan(present: Row, plan: str, to_json: bool) -> None:
-    changed, license_row = subscriptions.upgrade(str(present["subscription_id"]), plan)
-    if to_json:
-        answer = {"subscription": changed, "license": license_row and license_row["token"]}
-        echo_json(LicensedSubscriptionAnswer().dump(answer))
-        return
-    click.echo("✅ Subscription changed!")
-    click.echo("Subscription Details:")
-    click.echo(SHORT_RULE)
-    echo_fields(
-        {
-            "Subscription ID": changed["subscription_id"],
-            "Previous Plan": present["plan"],
-            "Plan": changed["plan"],
-            "Status": changed["status"],
-        }
+    present = subscriptions.subscription_to_change(customer_id)
+    if present and promo_code:
+        raise Conflict(
+            "A promotion code is for a checkout. A live subscription is changed at once: leave it out."
+        )
+    if present:
+        return _change_plan(customer_id, present, plan, interval, yes)
+    session = checkout.start_checkout(customer_id, plan, interval=interval or "month", promo_code=promo_code)
+    shown = {
+        "Session ID": session["session_id"],
+        "Plan": session["plan"],
+        "Expires": local_time(session["expires_at"]),
+    }
+    return Answer(
+        lambda: CheckoutAnswer().dump(session),
+        [
+            "✅ Checkout session created!",
+            details("Checkout Details", shown),
+            f"\n🔗 Checkout URL:\n{session['checkout_url']}",
+            "\n💡 Send this URL to the customer to complete payment.",
+            "   After payment, webhook will auto-provision subscription.",
+        ],
     )
-    click.echo(SHORT_RULE)
+
+
+def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None, yes: bool) -> Answer:
+    from app.schemas.subscriptions import LicensedSubscriptionAnswer
+    from app.services import subscriptions
+
+    subscription_id = present["subscription_id"]
+    coming = subscriptions.preview_change(subscription_id, plan, interval)
+    charge = money(coming["amount_due"], coming["currency"]) if coming["amount_due"] > 0 else "nothing"
+    hint(
+        f"{describe_who(customers.get_customer(customer_id))}: {coming['previous_plan']} by the "
+        f"{coming['previous_interval']} → {plan} by the {coming['interval']}. Stripe charges {charge} now."
+    )
+    confirm("Change it?", yes=yes)
+    changed, license_row = subscriptions.upgrade(subscription_id, plan, interval)
+    if end := changed["cancel_at"] or (changed["cancel_at_period_end"] and changed["current_period_ends_at"]):
+        hint(f"⚠️  It still ends {local_time(end)}. To go on: flask customer resume --id {customer_id}")
+    shown = {
+        "Subscription ID": subscription_id,
+        "Previous Plan": present["plan"],
+        "Plan": changed["plan"],
+        "Interval": changed["interval"],
+        "Status": changed["status"],
+    }
+    answer = {"subscription": changed, "license": license_row and license_row["token"]}
+    return Answer(
+        lambda: LicensedSubscriptionAnswer().dump(answer),
+        ["✅ Subscription changed!", details("Subscription Details", shown)],
+    )
 
 
 @customer.command("deactivate")
-@customer_id
+@customer_argument
 @click.option("--at-period-end", is_flag=True, help="Let the paid period run out first.")
-@as_json
-def deactivate(customer_id: str, at_period_end: bool, to_json: bool) -> None:
+@yes_option
+def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
     """Cancel what the customer has live; exit 1 when there is nothing.
 
     \b
     Example:
       flask customer deactivate --id cust_abc123 --at-period-end
     """
+    from app.services import subscriptions
+
+    running = subscriptions.deactivatable(customer_id)
+    if running:
+        what = ", ".join(f"{row['plan']} {row['subscription_id']} ({row['status']})" for row in running)
+        when = "at the end of the period" if at_period_end else "now"
+        who = describe_who(customers.get_customer(customer_id))
+        confirm(f"Cancel {what} of {who} {when}?", yes=yes)
     ended, previous_plan = subscriptions.deactivate(customer_id, at_period_end=at_period_end)
-    if to_json:
-        echo_json(SubscriptionAnswer().dump({"subscription": ended}))
-        return
-    click.echo("✅ Customer deactivated successfully!")
-    click.echo("Deactivation Details:")
-    click.echo(SHORT_RULE)
-    pending = ended["status"] != "canceled"
-    echo_fields(
-        {
-            "Customer ID": customer_id,
-            "Subscription ID": ended["subscription_id"],
-            "Previous Plan": previous_plan,
-            "Ends At" if pending else "Cancelled At": local_time(
-                ended["current_period_ends_at"] if pending else ended["ended_at"]
-            ),
-        }
+    shown = {
+        "Customer ID": customer_id,
+        "Subscription ID": ended["subscription_id"],
+        "Previous Plan": previous_plan,
+        "Cancelled At": local_time(ended["ended_at"]),
+    }
+    if ended["status"] == "canceled":
+        text = [
+            "✅ Customer deactivated successfully!",
+            details("Deactivation Details", shown),
+            "\n💡 Customer will revert to trial mode.",
+            "   They can reactivate by subscribing again.",
+        ]
+    else:
+        ends_at = local_time(ended["cancel_at"] or ended["current_period_ends_at"])
+        shown = {"Customer ID": customer_id, "Subscription ID": ended["subscription_id"]}
+        text = [
+            "✅ Cancellation scheduled!",
+            details("Cancellation Details", shown | {"Plan": ended["plan"], "Ends At": ends_at}),
+            "\n💡 Customer keeps the plan until then.",
+            f"   To go on instead: flask customer resume --id {customer_id}",
+        ]
+    return Answer(lambda: _subscription_json(ended), text)
+
+
+@customer.command("resume")
+@customer_argument
+def resume(customer_id: str) -> Answer:
+    """Withdraw a pending cancellation; exit 1 when none is pending.
+
+    \b
+    Example:
+      flask customer resume --id cust_abc123
+    """
+    from app.services import subscriptions
+
+    present = subscriptions.subscription_to_change(customer_id)
+    if present is None:
+        raise Conflict("This customer has no live subscription at Stripe.")
+    resumed = subscriptions.resume(present["subscription_id"])
+    shown = {
+        "Customer ID": customer_id,
+        "Subscription ID": resumed["subscription_id"],
+        "Plan": resumed["plan"],
+        "Renewal Date": local_time(resumed["current_period_ends_at"]),
+    }
+    return Answer(
+        lambda: _subscription_json(resumed),
+        ["✅ Cancellation withdrawn!", details("Subscription Details", shown)],
     )
-    click.echo(SHORT_RULE)
-    click.echo("\n💡 Customer will revert to trial mode.")
-    click.echo("   They can reactivate by subscribing again.")
+
+
+@customer.command("portal")
+@customer_argument
+@click.option("--return-url", help="Where the portal leads back to.")
+def portal(customer_id: str, return_url: str | None) -> Answer:
+    """Make a link to Stripe's billing portal, for the customer; it lives for minutes.
+
+    \b
+    Example:
+      flask customer portal --id cust_abc123
+    """
+    from app.schemas.subscriptions import PortalRequest
+    from app.services import checkout
+
+    url = checkout.open_portal(customer_id, load(PortalRequest(), returnUrl=return_url)["return_url"])
+    return Answer({"url": url}, [f"🔗 Billing Portal:\n{url}"])
+
+
+@customer.command("invoices")
+@customer_argument
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
+def invoices(customer_id: str, limit: int) -> Answer:
+    """List the customer's invoices as Stripe has them, newest first, with the links of those to pay.
+
+    \b
+    Example:
+      flask customer invoices --id cust_abc123
+    """
+    from app.services import checkout
+
+    rows = checkout.list_invoices(customer_id, limit)
+    columns = [
+        Column("Number", 16, is_id=True), Column("Status", 13), Column("Total", 10, right=True),
+        Column("Due", 10, right=True), Column("Created", 23), Column("Paid"),
+    ]  # fmt: skip
+    cells = [
+        (
+            row["number"],
+            row["status"],
+            money(row["total"], row["currency"]),
+            money(row["amount_due"], row["currency"]),
+            local_time(row["created_at"]),
+            local_time(row["paid_at"]),
+        )
+        for row in rows
+    ]
+    links = [
+        f"\n🔗 To pay {row['number']}:\n{row['hosted_invoice_url']}"
+        for row in rows
+        if row["status"] == "open" and row["hosted_invoice_url"]
+    ]
+    return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, cells), *links])
 
 
 @customer.command("override")
-@customer_id
+@customer_argument
 @click.option("--max-devices", type=click.IntRange(1, 10_000_000))
 @click.option("--retention-days", type=click.IntRange(1, 36_500))
 @click.option("--clear", is_flag=True, help="Drop what was set before.")
-@as_json
-def override(
-    customer_id: str,
-    max_devices: int | None,
-    retention_days: int | None,
-    clear: bool,
-    to_json: bool,
-) -> None:
+def override(customer_id: str, max_devices: int | None, retention_days: int | None, clear: bool) -> Answer:
     """Give an enterprise customer figures of its own.
 
     \b
@@ -248,137 +408,190 @@ def override(
     changed = customers.override(
         customer_id, max_devices=max_devices, retention_days=retention_days, clear=clear
     )
-    figures = {"maxDevices": changed["max_devices"], "dataRetentionDays": changed["retention_days"]}
-    if to_json:
-        echo_json({"customerId": customer_id, **figures})
-        return
-    click.echo("✅ Overrides saved!")
-    echo_fields({"Max Devices": figures["maxDevices"], "Retention Days": figures["dataRetentionDays"]})
+    devices, days = changed["max_devices"], changed["retention_days"]
+    return Answer(
+        {"customerId": customer_id, "maxDevices": devices, "dataRetentionDays": days},
+        ["✅ Overrides saved!", fields({"Max Devices": devices, "Retention Days": days})],
+    )
+
+
+@customer.command("retire-instance")
+@customer_argument
+@click.option("--instance", "instance_id", required=True)
+def retire_instance(customer_id: str, instance_id: str) -> Answer:
+    """Leave an instance that will not come back out of current figures; a new report brings it back.
+
+    \b
+    Example:
+      flask customer retire-instance --id cust_abc123 --instance us-east-1
+    """
+    from app.services import usage
+
+    usage.retire_instance(customer_id, instance_id)
+    return Answer(
+        {"customerId": customer_id, "instanceId": instance_id, "retired": True},
+        [f"✅ Instance {instance_id} of {customer_id} retired."],
+    )
 
 
 @customer.command("explain")
-@customer_id
-@as_json
-def explain(customer_id: str, to_json: bool) -> None:
-    """Tell why this customer has these entitlements: subscription, price, overrides, clocks, events.
+@customer_argument
+def explain(customer_id: str) -> Answer:
+    """Say why this customer has these entitlements: subscription, price, overrides, clocks, events.
 
     \b
     Example:
       flask customer explain --id cust_abc123
     """
-    found = customers.get_customer(customer_id)
-    with db.statement() as cur:
-        rows = subscription_rows.select_subscriptions(cur, [customer_id])
-        license_row = license_rows.lock_current_license(cur, customer_id)
-        events = event_rows.select_events(cur, limit=5, customer_id=customer_id)
-    granted = entitle(found, rows, now())
-    used = granted.subscription
-    if to_json:
-        echo_json(
-            {
-                "customerId": customer_id,
-                "plan": granted.plan.name,
-                "status": granted.status,
-                "reason": granted.reason,
-                "deviceLimit": granted.device_limit,
-                "retentionDays": granted.retention_days,
-                "trialMode": granted.trial_mode,
-                "trialEndsAt": granted.trial_ends_at,
-                "overrides": {
-                    "maxDevices": found["max_devices"],
-                    "retentionDays": found["retention_days"],
-                },
-                "revokedAt": found["revoked_at"],
-                "stripePriceId": used and used["stripe_price_id"],
-                "eventId": used and used["event_id"],
-                "subscription": used and camel_row(used),
-                "license": license_row
-                and camel_row(
-                    {k: license_row[k] for k in ("jti", "kid", "issued_at", "renews_at", "expires_at")}
-                ),
-                "lastEvents": [camel_row(event) for event in events],
-            }
+    from app.services import explain as service
+
+    found = service.explain(customer_id)
+    return Answer(found, _explanation(found))
+
+
+def _explanation(found: Row) -> Iterator[str]:
+    used, license_row = found["subscription"] or {}, found["license"] or {}
+    shown = {
+        "Plan": found["plan"].upper(),
+        "Because": found["reason"],
+        "Subscription ID": used.get("subscription_id"),
+        "Status": found["status"],
+        "Stripe Price": used.get("stripe_price_id"),
+        "Stripe Event": used.get("event_id"),
+        "Fetched": local_time(used.get("fetched_at")),
+        "Period Ends": local_time(used.get("current_period_ends_at")),
+        "Trial Ends": local_time(found["trial_ends_at"]),
+        "Device Limit": or_unlimited(found["device_limit"]),
+        "Own Devices": found["overrides"]["max_devices"],
+        "Overage Cap": found["overage_cap"],
+        "Retention Days": or_unlimited(found["retention_days"]),
+        "Own Retention": found["overrides"]["retention_days"],
+        "Revoked": local_time(found["revoked_at"]),
+        "License": license_row.get("jti"),
+        "License Renews": local_time(license_row.get("renews_at")),
+        "License Expires": local_time(license_row.get("expires_at")),
+    }
+    yield details(f"Why {found['customer_id']} has what it has", shown)
+    if found["stripe_error"]:
+        yield f"⚠️  Stripe was not asked: {found['stripe_error']}"
+    for key, value in (used.get("details") or {}).items():
+        yield f"At Stripe, {key}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+    for line in found["differences"]:
+        yield f"⚠️  {line}. To mend it: flask stripe sync --customer {found['customer_id']}"
+    for missing in found["missing"]:
+        yield f"⚠️  Stripe does not find {missing}."
+    for other in found["other_products"] or ():
+        what = other["description"] or ", ".join(other["prices"])
+        yield f"Not ours: {other['subscription_id']} ({other['status']}), {what}"
+    for event in found["last_events"]:
+        at = local_time(event["received_at"])
+        note = f"  {event['note']}" if event.get("note") else ""
+        yield f"{at}  {event['type']}  {event['event_id']}  {event['outcome']}{note}"
+    for refusal in found["refusals"]:
+        request = (
+            f" (Stripe's request {refusal['stripe_request_id']})" if refusal["stripe_request_id"] else ""
         )
-        return
-    click.echo(f"Why {customer_id} has what it has:")
-    click.echo(SHORT_RULE)
-    echo_fields(
-        {
-            "Plan": granted.plan.name.upper(),
-            "Because": granted.reason,
-            "Subscription ID": used and used["subscription_id"],
-            "Status": granted.status,
-            "Stripe Price": used and used["stripe_price_id"],
-            "Stripe Event": used and used["event_id"],
-            "Fetched": used and local_time(used["fetched_at"]),
-            "Period Ends": used and local_time(used["current_period_ends_at"]),
-            "Trial Ends": local_time(granted.trial_ends_at),
-            "Device Limit": or_unlimited(granted.device_limit),
-            "Own Devices": found["max_devices"],
-            "Retention Days": or_unlimited(granted.retention_days),
-            "Own Retention": found["retention_days"],
-            "Revoked": local_time(found["revoked_at"]),
-            "License": license_row and license_row["jti"],
-            "License Renews": license_row and local_time(license_row["renews_at"]),
-            "License Expires": license_row and local_time(license_row["expires_at"]),
-        }
-    )
-    click.echo(SHORT_RULE)
-    for event in events:
-        click.echo(
-            f"{local_time(event['received_at'])}  {event['type']}  {event['event_id']}  {event['outcome']}"
-        )
-    _warn(found, granted.live_count)
+        yield f"{local_time(refusal['at'])}  {refusal['action']} refused: {refusal['message']}{request}"
+    yield from _warnings(found, found["live_count"])
+
+
+@customer.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Change nothing, say what would be done.")
+def import_customers(file: str, dry_run: bool) -> Answer:
+    """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id.
+
+    \b
+    Example:
+      flask customer import customers.csv --dry-run
+    """
+    from app.services import imports
+
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines, progress("Importing") as advance:
+            results = []
+            for result in imports.import_customers(lines, dry_run=dry_run):
+                results.append(result)
+                advance(1, 0)
+    except UnicodeDecodeError:
+        raise click.ClickException(f"{file}: not UTF-8 text") from None
+    failed = sum(result["outcome"] == "failed" for result in results)
+    text = [
+        "Line {line}: {email}: {outcome}".format_map(result)
+        + "".join(f" ({result[name]})" for name in ("customer_id", "message") if result[name])
+        for result in results
+    ]
+    verb = "would be " if dry_run else ""
+    made = sum(result["outcome"] in ("created", "linked") for result in results)
+    text.append(f"{made} customer(s) {verb}imported, {failed} failed, {len(results) - made - failed} left.")
+    return Answer(results, text, exit_code=int(failed > 0))
 
 
 @customer.command("export")
-@customer_id
-@as_json
-def export(customer_id: str, to_json: bool) -> None:
-    """Print everything held about a customer, as JSON, with --json or without.
+@customer_argument
+def export(customer_id: str) -> Answer:
+    """Print everything that is stored about a customer, as JSON, with --json or without.
 
     \b
     Example:
       flask customer export --id cust_abc123 > export.json
     """
-    echo_json(customers.export_customer(customer_id))
+    from app.services import privacy
+
+    answer = Answer(privacy.export_customer(customer_id), [])
+    return Answer(answer.data, [answer.as_json().rstrip()])
 
 
 @customer.command("erase")
-@customer_id
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@as_json
-def erase(customer_id: str, yes: bool, to_json: bool) -> None:
+@customer_argument
+@yes_option
+def erase(customer_id: str, yes: bool) -> Answer:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay.
 
     \b
     Example:
       flask customer erase --id cust_abc123 --yes
     """
-    if not yes and not sys.stdin.isatty():
-        raise click.UsageError("This cannot be undone. Give --yes where nobody can be asked.")
-    if not yes:
-        click.confirm("This cannot be undone. Erase?", abort=True, err=True)
-    customers.erase_customer(customer_id)
-    if to_json:
-        echo_json({"customerId": customer_id, "erased": True})
-    else:
-        click.echo(f"✅ Customer {customer_id} erased.")
+    from app.services import privacy
 
-
-def _echo_identity(row: Row) -> None:
-    echo_fields(
-        {
-            "ID": row["customer_id"],
-            "Email": row["email"],
-            "Name": row["name"],
-            "Company": row["company_name"],
-        }
+    who = describe_who(customers.get_customer(customer_id))
+    confirm(
+        f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone.",
+        yes=yes,
+        must=True,
     )
+    privacy.erase_customer(customer_id)
+    return Answer({"customerId": customer_id, "erased": True}, [f"✅ Customer {customer_id} erased."])
+
+
+def _identity(row: Row) -> dict[str, Any]:
+    return {
+        "ID": row["customer_id"],
+        "Email": row["email"],
+        "Name": row["name"],
+        "Company": row["company_name"],
+    }
+
+
+def _customer_json(row: Row) -> Any:
+    from app.schemas.customers import CustomerSchema
+
+    return CustomerSchema().dump(row)
+
+
+def _subscription_json(row: Row) -> Any:
+    from app.schemas.subscriptions import SubscriptionAnswer
+
+    return SubscriptionAnswer().dump({"subscription": row})
 
 
 def _warn(row: Row, live_count: int) -> None:
+    for warning in _warnings(row, live_count):
+        hint(warning)
+
+
+def _warnings(row: Row, live_count: int) -> Iterator[str]:
     if live_count > 1:
-        hint(f"⚠️  {live_count} subscriptions are live at once; the better one counts. Cancel the other.")
+        yield f"⚠️  {live_count} subscriptions are live at once; the better one counts. Cancel the other."
     if row["revoked_at"]:
-        hint("⚠️  This customer's licenses are revoked.")
+        yield "⚠️  This customer's licenses are revoked."

@@ -1,5 +1,8 @@
-"""`flask db …`: migrations and backups."""
+"""`flask db …`: migrations, backups, a shell."""
 
+import os
+import signal
+import subprocess
 import time
 
 import click
@@ -7,9 +10,14 @@ import click
 from app import backup as backups
 from app import extensions, migrations
 from app.errors import Unavailable
-from cli.output import Group, as_json, echo_json, hint, local_time
+from cli.output import Answer, Group, confirm, hint, local_time, yes_option
 
-db_group = Group("db", help="Database: migrate, status, backup, restore.")
+db_group = Group("db")
+NOT_YET = (
+    "Connection refused", "timeout expired", "No such file or directory", "server closed the connection",
+    "starting up", "not yet accepting connections", "shutting down",
+)  # fmt: skip
+"""libpq's and PostgreSQL's words for a server that may answer soon."""
 
 
 @db_group.command("migrate")
@@ -20,43 +28,53 @@ db_group = Group("db", help="Database: migrate, status, backup, restore.")
     show_default=True,
     help="Seconds to wait for a database that does not answer yet.",
 )
-@as_json
-def migrate(wait: int, to_json: bool) -> None:
+def migrate(wait: int) -> Answer:
     """Apply the pending files of sql/; safe when several start at once.
 
     \b
     Example:
       flask db migrate
     """
-    _await_database(wait)
+    _wait_for_database(wait)
+    _warn_of_superuser()
     applied = migrations.migrate(extensions.db)
-    if to_json:
-        echo_json({"applied": applied})
-        return
-    for name in applied:
-        click.echo(f"✅ {name}")
-    click.echo(f"{len(applied)} migration(s) applied." if applied else "Nothing to apply.")
+    summary = f"{len(applied)} migration(s) applied." if applied else "Nothing to apply."
+    return Answer({"applied": applied}, [*(f"✅ {name}" for name in applied), summary])
 
 
-def _await_database(seconds: int) -> None:
-    give_up = time.monotonic() + seconds
-    told = False
+def _wait_for_database(seconds: int) -> None:
+    """Until it answers. A server that answers with a refusal is not waited for."""
+    deadline = time.monotonic() + seconds
+    waiting = False
     while True:
         try:
             with extensions.db.statement():
                 return
-        except Unavailable:
-            if time.monotonic() >= give_up:
-                raise Unavailable(f"DATABASE_URL: the database did not answer within {seconds} s.") from None
-            if not told:
-                hint(f"Waiting up to {seconds} s for the database …")
-                told = True
-            time.sleep(0.5)
+        except Unavailable as error:
+            if not _may_answer_soon(error.__cause__) or time.monotonic() >= deadline:
+                raise
+        if not waiting:
+            hint(f"Waiting up to {seconds} s for the database …")
+            waiting = True
+        time.sleep(0.5)
+
+
+def _may_answer_soon(error: BaseException | None) -> bool:
+    """Whether each server of the URL refused only because it does not serve yet."""
+    refusals = [line for line in str(error).splitlines() if "failed: " in line]
+    return bool(refusals) and all(any(words in line for words in NOT_YET) for line in refusals)
+
+
+def _warn_of_superuser() -> None:
+    if role := migrations.superuser(extensions.db):
+        hint(
+            f"⚠️  DATABASE_URL: {role} is a superuser. What this command makes belongs to it, and another "
+            "role cannot use it. Give the service a role of its own, and run its commands as that role."
+        )
 
 
 @db_group.command("status")
-@as_json
-def status(to_json: bool) -> None:
+def status() -> Answer:
     """List applied and pending migrations; exit 1 when any is pending.
 
     \b
@@ -64,44 +82,53 @@ def status(to_json: bool) -> None:
       flask db status
     """
     found = migrations.status(extensions.db)
-    if to_json:
-        echo_json([{"name": m.name, "appliedAt": m.applied_at} for m in found])
-    else:
-        for m in found:
-            click.echo(f"{m.name:<50} {local_time(m.applied_at) or 'pending'}")
-    if any(m.applied_at is None for m in found):
-        raise click.exceptions.Exit(1)
+    return Answer(
+        [{"name": m.name, "applied_at": m.applied_at} for m in found],
+        [f"{m.name:<50} {local_time(m.applied_at) or 'pending'}" for m in found],
+        exit_code=int(any(m.applied_at is None for m in found)),
+    )
 
 
 @db_group.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
-@as_json
-def backup(file: str, to_json: bool) -> None:
+@yes_option
+def backup(file: str, yes: bool) -> Answer:
     """Write the whole database into FILE (pg_dump's custom format).
 
     \b
     Example:
       flask db backup billing.dump
     """
+    if os.path.exists(file):
+        confirm(f"{file} exists. Overwrite it?", yes=yes)
     backups.backup(extensions.db.url, file)
-    if to_json:
-        echo_json({"file": file, "written": True})
-    else:
-        click.echo(f"✅ {file} written.")
+    return Answer({"file": file, "written": True}, [f"✅ {file} written."])
 
 
 @db_group.command("restore")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@as_json
-def restore(file: str, to_json: bool) -> None:
-    """Bring a backup into an empty database; refuses one that holds customers.
+def restore(file: str) -> Answer:
+    """Bring a backup into an empty database, whole or not at all; refuses one that has customers.
 
     \b
     Example:
       flask db restore billing.dump
     """
+    _warn_of_superuser()
     backups.restore(extensions.db, file)
-    if to_json:
-        echo_json({"file": file, "restored": True})
-    else:
-        click.echo(f"✅ {file} restored.")
+    return Answer({"file": file, "restored": True}, [f"✅ {file} restored."])
+
+
+@db_group.command("shell", context_settings={"ignore_unknown_options": True})
+@click.argument("psql_args", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL_ARGS]...")
+def shell(psql_args: tuple[str, ...]) -> Answer:
+    """Open psql on the service's database.
+
+    \b
+    Example:
+      flask db shell -c "SELECT plan, COUNT(*) FROM subscriptions GROUP BY plan"
+    """
+    command, environ = backups.program("psql", *psql_args, url=extensions.db.url)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # psql takes Ctrl-C itself
+    code = subprocess.run(command, env=environ, check=False).returncode
+    return Answer({"exit_code": code}, [], exit_code=code)

@@ -5,67 +5,59 @@ import sys
 import click
 
 from app.context import now
+from app.db import Row
+from app.errors import Conflict
 from app.extensions import db
 from app.queries import licenses as license_rows
-from app.schemas.licenses import RevokeRequest
 from app.services import licenses
 from app.services.customers import get_customer
 from cli.output import (
-    SHORT_RULE,
+    Answer,
+    Column,
     Group,
-    as_json,
-    echo_fields,
-    echo_json,
-    echo_rows_json,
-    echo_table,
+    Table,
+    confirm,
+    customer_argument,
+    describe_who,
+    details,
     load,
     local_time,
+    yes_option,
 )
 
-license_ = Group("license", help="Licenses: show, history, revoke, reinstate, verify.")
-customer_option = click.option("--customer", "customer_id", required=True, metavar="CUSTOMER_ID")
+license_group = Group("license")
+SHOWN = ("plan", "status", "jti", "kid", "issued_at", "expires_at")
 
 
-@license_.command("show")
-@customer_option
-@as_json
-def show(customer_id: str, to_json: bool) -> None:
+@license_group.command("show")
+@customer_argument
+@click.option("--raw", is_flag=True, help="The token alone, for scripts.")
+def show(customer_id: str, raw: bool) -> Answer:
     """Print the customer's current license.
 
     \b
     Example:
-      flask license show --customer cust_abc123
+      flask license show --customer cust_abc123 --raw > license.jwt
     """
     current = licenses.current_license(customer_id)
-    if to_json:
-        echo_json(
-            {
-                "customerId": customer_id, "license": current["token"], "plan": current["plan"],
-                "status": current["status"], "jti": current["jti"], "kid": current["kid"],
-                "issuedAt": current["issued_at"], "expiresAt": current["expires_at"],
-            }
-        )  # fmt: skip
-        return
-    click.echo("License Details:")
-    click.echo(SHORT_RULE)
-    echo_fields(
-        {
-            "Customer ID": customer_id,
-            "License ID": current["jti"],
-            "Plan": current["plan"].upper(),
-            "Status": current["status"].upper(),
-            "Issued": local_time(current["issued_at"]),
-            "Expires": local_time(current["expires_at"]),
-        }
+    token = current["token"]
+    shown = {
+        "Customer ID": customer_id,
+        "License ID": current["jti"],
+        "Plan": current["plan"].upper(),
+        "Status": current["status"].upper(),
+        "Issued": local_time(current["issued_at"]),
+        "Expires": local_time(current["expires_at"]),
+    }
+    return Answer(
+        {"customer_id": customer_id, "license": token} | {name: current[name] for name in SHOWN},
+        [token] if raw else [details("License Details", shown), f"\n📜 License JWT:\n{token}"],
     )
-    click.echo(SHORT_RULE)
-    click.echo(f"\n📜 License JWT:\n{current['token']}")
 
 
-@license_.command("history")
-@customer_option
-@as_json
-def history(customer_id: str, to_json: bool) -> None:
+@license_group.command("history")
+@customer_argument
+def history(customer_id: str) -> Answer:
     """List every license the customer was ever issued, newest first.
 
     \b
@@ -74,84 +66,72 @@ def history(customer_id: str, to_json: bool) -> None:
     """
     get_customer(customer_id)
     with db.statement() as cur:
-        rows = license_rows.select_license_history(cur, customer_id)
-    names = (
-        "jti",
-        "kid",
-        "plan",
-        "status",
-        "issued_at",
-        "expires_at",
-        "superseded_at",
-        "revoked_at",
-    )
-    if to_json:
-        echo_rows_json([{name: row[name] for name in names} for row in rows])
-        return
-    columns = (("License ID", 36), ("Plan", 12), ("Issued", 23), ("Expires", 23), ("State", 0))
-    echo_table(
-        columns,
-        (
-            (
-                row["jti"],
-                row["plan"],
-                local_time(row["issued_at"]),
-                local_time(row["expires_at"]),
-                _state(row),
-            )
-            for row in rows
-        ),
-    )
+        found = license_rows.select_license_history(cur, customer_id)
+    rows = [{name: row[name] for name in (*SHOWN, "superseded_at", "revoked_at")} for row in found]
+    columns = [
+        Column("License ID", 36, is_id=True), Column("Plan", 12), Column("Issued", 23),
+        Column("Expires", 23), Column("State"),
+    ]  # fmt: skip
+    cells = [
+        (r["jti"], r["plan"], local_time(r["issued_at"]), local_time(r["expires_at"]), _state(r))
+        for r in rows
+    ]
+    return Answer(rows, [Table(columns, cells)])
 
 
-def _state(row: dict[str, object]) -> str:
+def _state(row: Row) -> str:
     if row["revoked_at"]:
         return "revoked"
-    if row["expires_at"] <= now():  # type: ignore[operator]
+    if row["expires_at"] <= now():
         return "expired"
     return "superseded" if row["superseded_at"] else "current"
 
 
-@license_.command("revoke")
-@customer_option
+@license_group.command("revoke")
+@customer_argument
 @click.option("--reason", help="Kept on record.")
-@as_json
-def revoke(customer_id: str, reason: str | None, to_json: bool) -> None:
+@yes_option
+def revoke(customer_id: str, reason: str | None, yes: bool) -> Answer:
     """Revoke every license of a customer, and give out none until reinstated.
 
     \b
     Example:
       flask license revoke --customer cust_abc123 --reason "token leaked"
     """
-    customer = licenses.revoke(customer_id, load(RevokeRequest(), reason=reason)["reason"])
-    if to_json:
-        echo_json({"customerId": customer_id, "revoked": True, "revokedAt": customer["revoked_at"]})
-    else:
-        click.echo(f"✅ Licenses of {customer_id} revoked.")
+    from app.schemas.licenses import RevokeRequest
+
+    reason = load(RevokeRequest(), reason=reason)["reason"]
+    who = describe_who(get_customer(customer_id))
+    confirm(f"Revoke every license of {who}? Its instances stop.", yes=yes)
+    customer = licenses.revoke(customer_id, reason)
+    return Answer(
+        {"customerId": customer_id, "revoked": True, "revokedAt": customer["revoked_at"]},
+        [f"✅ Licenses of {customer_id} revoked."],
+    )
 
 
-@license_.command("reinstate")
-@customer_option
-@as_json
-def reinstate(customer_id: str, to_json: bool) -> None:
-    """Give out licenses again, beginning with a new one.
+@license_group.command("reinstate")
+@customer_argument
+def reinstate(customer_id: str) -> Answer:
+    """Give out licenses again, beginning with a new one; exit 1 for one that was not revoked.
 
     \b
     Example:
       flask license reinstate --customer cust_abc123
     """
-    _, issued, _ = licenses.reinstate(customer_id)
-    if to_json:
-        echo_json({"customerId": customer_id, "revoked": False, "license": issued["token"]})
-    else:
-        click.echo(f"✅ Licenses of {customer_id} reinstated.\n\n📜 New License JWT:\n{issued['token']}")
+    if get_customer(customer_id)["revoked_at"] is None:
+        raise Conflict(f"The licenses of {customer_id} are not revoked; there is nothing to reinstate.")
+    token = licenses.reinstate(customer_id)[1]["token"]
+    return Answer(
+        {"customerId": customer_id, "revoked": False, "license": token},
+        [f"✅ Licenses of {customer_id} reinstated.", f"\n📜 New License JWT:\n{token}"],
+    )
 
 
-@license_.command("verify")
+@license_group.command("verify")
 @click.argument("token")
-@as_json
-def verify(token: str, to_json: bool) -> None:
-    """Tell whether a license holds; `-` reads it from stdin; exit 1 unless it does.
+def verify(token: str) -> Answer:
+    """Say whether a license is valid; `-` reads it from stdin; exit 1 unless it is.
 
     \b
     Example:
@@ -161,12 +141,8 @@ def verify(token: str, to_json: bool) -> None:
         token = sys.stdin.buffer.read().decode(errors="replace")
     code, read = licenses.verify(token)
     valid = code in ("VALID", "SUPERSEDED")
-    if to_json:
-        answer = {"valid": valid, "code": code}
-        echo_json(answer | {"claims": read.claims} if read else answer)
-    else:
-        click.echo(f"{'✅' if valid else '❌'} {code}")
-        if read:
-            echo_json(read.claims)
-    if not valid:
-        raise click.exceptions.Exit(1)
+    answer = {"valid": valid, "code": code} | ({"claims": read.claims} if read else {})
+    text = [f"{'✅' if valid else '❌'} {code}"]
+    if read:
+        text.append(Answer(read.claims, []).as_json().rstrip())
+    return Answer(answer, text, exit_code=0 if valid else 1)

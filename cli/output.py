@@ -1,74 +1,228 @@
-"""How the console prints: labels, rules, tables, times in local time, JSON and CSV for machines."""
+"""How the console prints: a command returns an `Answer`, its group prints it as text, JSON or CSV."""
 
 import csv
 import getpass
 import io
 import json
 import logging
-import unicodedata
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from flask.cli import AppGroup
-from marshmallow import Schema, ValidationError
+import psycopg2
+from flask.cli import AppGroup, ScriptInfo
+from psycopg2.errors import InsufficientPrivilege
 
 from app.config import ConfigError
 from app.context import set_actor
-from app.encoding import plain, rfc3339
-from app.errors import DomainError
-from app.schemas.base import camel_case
+from app.db import Row
+from app.encoding import camel_case, plain, rfc3339
+from app.errors import DomainError, NotFound
+from app.extensions import db
+from app.queries import customers
+
+if TYPE_CHECKING:
+    from marshmallow import Schema
+    from rich.console import Console
 
 SHORT_RULE: Final = "─" * 41
 RULE: Final = "─" * 77
 DOUBLE_RULE: Final = "═" * 77
 LABEL_WIDTH: Final = 18
+STYLES: Final = {"⚠️": "yellow", "❌": "red", "✅": "green"}
 
-as_json = click.option("--json", "to_json", is_flag=True, help="JSON on stdout, for machines.")
-as_csv = click.option("--csv", "to_csv", is_flag=True, help="CSV on stdout, for spreadsheets.")
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`width` is the least one; what stands in it may make it wider. Ids and figures are never cut."""
+
+    name: str
+    width: int = 0
+    right: bool = False
+    is_id: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells under column names between rules; None shows as a dash."""
+
+    columns: Sequence[Column]
+    rows: Iterable[Sequence[Any]]
+
+    def print_to(self, console: "Console") -> None:
+        from rich.box import Box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        box = Box("    \n  | \n    \n  | \n    \n    \n  | \n    \n")
+        table = RichTable(box=box, show_edge=False, pad_edge=False, header_style="bold")
+        for column in self.columns:
+            name = column.name.rjust(column.width) if column.right else column.name.ljust(column.width)
+            table.add_column(
+                Text(name, no_wrap=True, overflow="crop"),
+                no_wrap=column.is_id or column.right,
+                overflow="ellipsis",
+                justify="right" if column.right else "left",
+            )
+        for row in self.rows:
+            table.add_row(*(Text("-" if cell is None else str(cell), no_wrap=True) for cell in row))
+        with console.capture() as captured:
+            console.print(table)
+        head, _, *lines = captured.get().splitlines()
+        rule = RULE[: console.width]
+        console.file.writelines(f"{line.rstrip()}\n" for line in (rule, head, rule, *lines, rule))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command returns, in every form it may be asked for.
+
+    `data` is for --json: a value, or a function that makes one; rows get camelCase names. `text` are lines
+    and tables. `csv` are column names and rows.
+    """
+
+    data: Any
+    text: Iterable[str | Table]
+    csv: tuple[Sequence[str], Iterable[Mapping[str, Any]]] | None = None
+    exit_code: int = 0
+
+    def as_json(self) -> str:
+        data = self.data() if callable(self.data) else self.data
+        if isinstance(data, Mapping):
+            data = _camel_row(data)
+        elif isinstance(data, list):
+            data = [_camel_row(row) if isinstance(row, Mapping) else row for row in data]
+        return json.dumps(data, default=plain, ensure_ascii=False, indent=2) + "\n"
+
+    def as_csv(self) -> str:
+        columns, rows = self.csv or ((), ())
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_csv_cell(row[name]) for name in columns] for row in rows)
+        return out.getvalue()
+
+    def as_text(self, terminal_width: int | None = None) -> str:
+        """At a terminal with colour and as wide as that, else plain and as wide as it needs."""
+        out = io.StringIO()
+        console: Console | None = None
+        for part in self.text:
+            if console is None and (terminal_width or isinstance(part, Table)):
+                console = _console(out, terminal_width)
+            if isinstance(part, Table):
+                part.print_to(console)  # type: ignore[arg-type]
+            elif console is not None and terminal_width:
+                for line in part.split("\n"):
+                    style = next((style for sign, style in STYLES.items() if sign in line), "")
+                    text = line[:terminal_width] if line in (RULE, DOUBLE_RULE) else line
+                    console.print(text, style=style, soft_wrap=True)
+            else:
+                out.write(f"{part}\n")
+        return out.getvalue()
+
+
+def _console(file: io.StringIO, terminal_width: int | None) -> "Console":
+    from rich.console import Console
+
+    return Console(
+        file=file,
+        width=terminal_width or 1_000_000,
+        force_terminal=terminal_width is not None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 class Group(AppGroup):
-    """A group whose commands act in the operator's name and refuse in one plain line; what the service
-    logs stays out of the way.
-    """
+    """A group whose commands return an `Answer`, act in the operator's name and refuse in one plain line."""
 
-    def command(self, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:  # type: ignore[override]
-        register = super().command(*args, **kwargs)
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, context_settings={"help_option_names": ["-h", "--help"]}, **kwargs)
 
-        def decorator(command: Callable[..., Any]) -> click.Command:
-            @wraps(command)
-            def acting(**values: Any) -> Any:
-                set_actor(f"console:{_login()}")
-                _refuse_broken_text(click.get_current_context())
-                return command(**values)
+    def command(  # type: ignore[override]
+        self, name: str, *, csv: bool = False, **kwargs: Any
+    ) -> Callable[[Callable[..., Answer]], click.Command]:
+        """Add a command; with `csv` its answers have that form too."""
 
-            return register(acting)
+        def decorator(callback: Callable[..., Answer]) -> click.Command:
+            @wraps(callback)
+            def run(to_json: bool, to_csv: bool = False, **values: Any) -> None:
+                if to_json and to_csv:
+                    raise click.UsageError("Give either --json or --csv.")
+                with _refusals_in_one_line():
+                    _refuse_broken_text(click.get_current_context())
+                    set_actor(f"console:{_login()}")
+                    answer = callback(**values)
+                    _print(answer, "json" if to_json else "csv" if to_csv else "text")
+                click.get_current_context().exit(answer.exit_code)
+
+            command = super(Group, self).command(name, **kwargs)(run)
+            command.params.append(
+                click.Option(["--json", "to_json"], is_flag=True, help="JSON on stdout, for machines.")
+            )
+            if csv:
+                command.params.append(
+                    click.Option(["--csv", "to_csv"], is_flag=True, help="CSV on stdout, for spreadsheets.")
+                )
+            return command
 
         return decorator
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _only_errors_logged():
-                return super().invoke(ctx)
-        except DomainError as error:
-            raise click.ClickException(error.message) from None
-        except ConfigError as error:
-            raise click.ClickException(str(error)) from None
-
 
 @contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(max(level, logging.ERROR))
+def _refusals_in_one_line() -> Iterator[None]:
+    """Domain errors as Click's; what the service would log stays out of the way."""
+    logging.disable()
     try:
         yield
+    except DomainError as error:
+        raise click.ClickException(_explained(error)) from None
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)
+
+
+def _explained(error: DomainError) -> str:
+    """The message, and PostgreSQL's own words where they are the reason: an operator needs them."""
+    cause = error.__cause__
+    if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
+        return f"{error.message.partition('.')[0]}: {str(cause).strip().partition(chr(10))[0]}"
+    return error.message
+
+
+def _print(answer: Answer, form: str) -> None:
+    at_terminal = sys.stdout.isatty()
+    if form == "json":
+        _write(answer.as_json())
+    elif form == "csv":
+        _write(answer.as_csv())
+    elif at_terminal:
+        size = shutil.get_terminal_size()
+        text = answer.as_text(size.columns)
+        if text.count("\n") >= size.lines:
+            click.echo_via_pager(text, color=True)
+        else:
+            _write(text)
+    else:
+        _write(answer.as_text())
+
+
+def _write(text: str) -> None:
+    try:
+        click.echo(text, nl=False)
+    except OSError as error:
+        # What is still in the buffer is written once more at exit, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.ClickException(f"stdout: {error.strerror}") from None
 
 
 def _login() -> str:
@@ -86,8 +240,106 @@ def _refuse_broken_text(ctx: click.Context) -> None:
             raise click.BadParameter("not UTF-8 text", ctx, param)
 
 
-def load(schema: Schema, **values: Any) -> dict[str, Any]:
-    """The values that were given, judged as the API judges them; wrong usage (exit 2) if not right."""
+def customer_argument(
+    callback: Callable[..., Answer] | None = None, *, required: bool = True, erased: bool = False
+) -> Any:
+    """Let a command say who is meant by `--id`, `--customer` or a bare argument: an id, email or Stripe id.
+
+    The command gets `customer_id`, of a customer there is (with `erased` also of one that was erased).
+    """
+
+    def decorator(callback: Callable[..., Answer]) -> Callable[..., Answer]:
+        @click.argument("who", metavar="CUSTOMER", required=False, shell_complete=complete_customer)
+        @click.option(
+            "--id", "--customer", "named", metavar="CUSTOMER", shell_complete=complete_customer,
+            help="Id, email, or Stripe's id (cus_…, sub_…); also as a bare argument.",
+        )  # fmt: skip
+        @wraps(callback)
+        def resolving(who: str | None, named: str | None, **values: Any) -> Answer:
+            if who is not None and named is not None and who != named:
+                raise click.UsageError("Name one customer.")
+            text = who if named is None else named
+            if text is None and required:
+                raise click.UsageError("Name a customer: --id, --customer or a bare argument.")
+            customer_id = None if text is None else find_customer(text, erased=erased)["customer_id"]
+            return callback(customer_id=customer_id, **values)
+
+        return resolving
+
+    return decorator if callback is None else decorator(callback)
+
+
+def find_customer(text: str, *, erased: bool = False) -> Row:
+    """The customer with this id, email or Stripe id. Raises NotFound."""
+    with db.statement() as cur:
+        found = customers.find_customer(cur, text)
+    if found is None or (found["erased_at"] and not erased):
+        raise NotFound(f"There is no customer {text}.")
+    return found
+
+
+def complete_customer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Ids and addresses that begin like this, for the shell; none when the database is away."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        with ctx.ensure_object(ScriptInfo).load_app().app_context(), db.statement() as cur:
+            rows = customers.select_customers_like(cur, incomplete, limit=50)
+    except (DomainError, ConfigError):
+        return []
+    by_email = bool(incomplete) and not incomplete.startswith("cust_")
+    shown, other = ("email", "customer_id") if by_email else ("customer_id", "email")
+    return [CompletionItem(row[shown], help=row[other]) for row in rows]
+
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, *, yes: bool, must: bool = False) -> None:
+    """Ask at a terminal; anything but yes ends the command with exit 1.
+
+    Without a terminal it goes ahead, or with `must` refuses (exit 2) unless `yes` was given.
+    """
+    if yes:
+        return
+    if sys.stdin.isatty():
+        answer = click.prompt(f"{question} [y/N]", default="", show_default=False, err=True)
+        if answer.strip().lower() not in ("y", "yes"):
+            raise click.ClickException("Not confirmed; nothing was changed.")
+    elif must:
+        raise click.UsageError("This cannot be undone. Give --yes where nobody can be asked.")
+
+
+def describe_who(customer: Mapping[str, Any]) -> str:
+    """`Name <email> (cust_…)`, for questions."""
+    name = customer["name"] or customer["company_name"]
+    return f"{name or ''} <{customer['email']}> ({customer['customer_id']})".strip()
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
+    if not sys.stderr.isatty():
+        yield lambda done, ahead=0: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task, total = bars.add_task(label, total=None), 0
+
+        def advance(done: int, ahead: int = 0) -> None:
+            nonlocal total
+            total += ahead
+            bars.update(task, advance=done, total=total or None)
+
+        yield advance
+
+
+def load(schema: "Schema", **values: Any) -> dict[str, Any]:
+    """The given values, validated as the API does; wrong usage (exit 2) names the field."""
+    from marshmallow import ValidationError
+
     try:
         given = {name: value for name, value in values.items() if value is not None}
         return schema.load(given)  # type: ignore[no-any-return]
@@ -97,56 +349,20 @@ def load(schema: Schema, **values: Any) -> dict[str, Any]:
         raise click.UsageError(f"{name}: {' '.join(map(str, texts))}") from None
 
 
-def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, default=plain, ensure_ascii=False, indent=2))
-
-
-def camel_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the database with the API's names."""
-    return {camel_case(name): value for name, value in row.items()}
-
-
-def echo_rows_json(rows: Iterable[Mapping[str, Any]]) -> None:
-    echo_json([camel_row(row) for row in rows])
-
-
-def echo_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([["" if cell is None else _cell(cell) for cell in row] for row in rows])
-    click.echo(out.getvalue(), nl=False)
-
-
-def echo_fields(fields: Mapping[str, Any], *, width: int = LABEL_WIDTH) -> None:
+def fields(values: Mapping[str, Any], *, width: int = LABEL_WIDTH, indent: str = "") -> str:
     """One `Label:   value` line each; None shows as a dash."""
-    for label, value in fields.items():
-        click.echo(f"{label + ':':<{width}}{'-' if value is None else value}")
+    return "\n".join(
+        f"{f'{indent}{label}:':<{width}}{'-' if value is None else value}" for label, value in values.items()
+    )
 
 
-def echo_table(
-    columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()
-) -> None:
-    """A ruled table; `right` names the columns that are aligned to the right, the last one is not padded."""
-
-    def padded(name: str, width: int, cell: Any) -> str:
-        text = "-" if cell is None else str(cell)
-        fill = " " * (width - _width(text))
-        return fill + text if name in right else text + fill
-
-    def line(cells: Sequence[Any]) -> str:
-        return " | ".join(padded(*column, cell) for column, cell in zip(columns, cells, strict=True)).rstrip()
-
-    click.echo(RULE)
-    click.echo(line([name for name, _ in columns]))
-    click.echo(RULE)
-    for row in rows:
-        click.echo(line(row))
-    click.echo(RULE)
+def details(title: str, values: Mapping[str, Any]) -> str:
+    """A title and labelled values between short rules."""
+    return f"{title}:\n{SHORT_RULE}\n{fields(values)}\n{SHORT_RULE}"
 
 
 def hint(message: str) -> None:
-    """For the operator, not part of the data."""
+    """For the operator, on stderr; not part of the data."""
     click.echo(message, err=True)
 
 
@@ -159,6 +375,11 @@ def local_time(moment: datetime | None, *, seconds: bool = True) -> str | None:
     return f"{at.month}/{at.day}/{at.year}, {clock} {at:%p}"
 
 
+def money(cents: int, currency: str) -> str:
+    """`$29.00`, `29.00 EUR`; the smallest unit is a hundredth."""
+    return f"${cents / 100:,.2f}" if currency == "usd" else f"{cents / 100:,.2f} {currency.upper()}"
+
+
 def percent(ratio: float | None) -> str | None:
     return None if ratio is None else f"{ratio:.1%}"
 
@@ -167,17 +388,14 @@ def or_unlimited(figure: int | None, unit: str = "") -> str:
     return "Unlimited" if figure is None else f"{figure}{unit}"
 
 
-def _width(text: str) -> int:
-    """How many places of a terminal it takes: East Asian characters two, combining ones none."""
-    return sum(
-        2 if unicodedata.east_asian_width(char) in "WF" else not unicodedata.combining(char) for char in text
-    )
+def _camel_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {camel_case(name): value for name, value in row.items()}
 
 
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted."""
+def _csv_cell(value: Any) -> Any:
+    """Times as RFC 3339; a text that a spreadsheet would take for a formula is quoted."""
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t"):
         return f"'{value}"
-    return value
+    return "" if value is None else value

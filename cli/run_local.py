@@ -5,6 +5,7 @@ it, and the service, and stops both when it is stopped itself.
 """
 
 import ctypes
+import fcntl
 import os
 import secrets
 import shlex
@@ -19,11 +20,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import IO, Final
 from urllib.parse import urlsplit
 
+from flask import Flask
+
 from app import embedded, migrations
-from app.config import ROOT, ConfigError, Settings, load_settings
+from app.config import ROOT, ConfigError, Settings, environment, load_settings, run_file
 from app.db import Database
 from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
@@ -53,19 +56,23 @@ def main() -> None:
 
 
 def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
-    """Start all, and return when one of them ends or nobody waits for us any more."""
+    """Start all, and return when one of them ends or the process that started us does."""
     parent = os.getppid()
+    _say("Reading the settings (.env)")
     _write_env()
     settings = load_settings()
     sandbox = _sandbox_port(settings)
     _check_port("PORT", settings.port)
     if sandbox:
         _check_port("STRIPE_API_BASE", sandbox)
-    _prepare(settings)
+    database_url = _prepare(settings)
+    run = _publish(settings, database_url)  # noqa: F841 - locked until this process ends
     if sandbox:
+        _say(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices")
         children["Stripe sandbox"] = _start(_sandbox_command(settings, sandbox))
         _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children["Stripe sandbox"])
         _flask("stripe", "setup")
+    _say(f"Starting the service on port {settings.port}")
     children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
     _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
     print(_welcome(settings, sandbox), flush=True)
@@ -80,12 +87,35 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
         time.sleep(0.3)
 
 
-def _prepare(settings: Settings) -> None:
-    """Keys and the migrated database; what is there already stays as it is."""
+def _prepare(settings: Settings) -> str:
+    """Keys and the migrated database, whose URL it returns; what is there already stays as it is."""
     if not key_is_elsewhere(settings) and not settings.license_private_key_path.exists():
+        _say(f"Making the license keys in {_relative(settings.license_private_key_path.parent)}/")
         write_key_files(settings, generate_private_key())
     load_signing_key(settings)
-    migrations.migrate(Database(lambda: settings.database_url or embedded.start(settings.data_dir)))
+    if not settings.database_url:
+        _say(f"Starting PostgreSQL under {_relative(settings.data_dir)}/")
+    url = settings.database_url or embedded.start(settings.data_dir)
+    _say("Applying the migrations of sql/")
+    with Flask(__name__).app_context():
+        migrations.migrate(Database(lambda: url))
+    return url
+
+
+def _publish(settings: Settings, database_url: str) -> IO[str]:
+    """Write what commands in this folder use meanwhile. They heed it while the file returned is open."""
+    path = run_file(environment())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate()
+    file.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
+    file.flush()
+    return file
+
+
+def _say(what: str) -> None:
+    print(f"{what} …", flush=True)
 
 
 def _check_port(setting: str, port: int) -> None:
@@ -166,7 +196,10 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    env = {"LOG_FORMAT": "text"} | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    # Below `warning` every request would be a line, and the banner out of sight.
+    preferred = {"LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
+    unset = {name: value for name, value in preferred.items() if name not in environment()}
+    env = unset | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=end_with_parent)
 
 

@@ -9,8 +9,6 @@ import click
 from app.context import now
 from app.db import Row
 from app.entitlements import entitle
-from app.extensions import db
-from app.queries import usage as usage_rows
 from app.schemas.usage import OverviewAnswer, UsageAnswer
 from app.services import customers
 from app.services import usage as usages
@@ -138,16 +136,14 @@ def _echo_summary(summary: Row) -> None:
             "Remaining": or_unlimited(summary["remaining"], " devices"),
         }
     )
-    if usages.usage_level(summary["current_active"], summary["limit"]):
+    if usages.usage_warning(summary["current_active"], summary["limit"]):
         click.echo(f"\n⚠️  WARNING: {percent(summary['utilization'])} of device limit used!")
         click.echo("    Consider upgrading to a higher plan.")
 
 
 def _echo_observations(customer_id: str, days: int) -> None:
     """What went on record in these days and the figures do not tell."""
-    with db.statement() as cur:
-        since = now() - timedelta(days=days)
-        recorded = usage_rows.select_usage_alerts(cur, customer_id=customer_id, since=since)
+    recorded = usages.alerts(days=days, customer_id=customer_id)
     for alert in reversed(recorded):
         if alert["kind"] in OBSERVED:
             told = OBSERVED[alert["kind"]].format_map(alert)
@@ -156,8 +152,7 @@ def _echo_observations(customer_id: str, days: int) -> None:
 
 def _echo_chart(customer_id: str, days: int, limit: int | None) -> None:
     """Active devices per UTC day as bars; `┊` stands at the limit."""
-    with db.statement() as cur:
-        rows = usage_rows.select_usage_days(cur, customer_id, now() - timedelta(days=days))
+    rows = usages.days_of([customer_id], days=days)[customer_id]
     if not rows:
         return
     active: dict[date, int] = {row["day"]: row["active"] for row in rows}
@@ -218,7 +213,7 @@ def _echo_line(line: Row, days: int) -> None:
         },
         width=16,
     )
-    if usages.usage_level(summary["current_active"], line["device_limit"]):
+    if usages.usage_warning(summary["current_active"], line["device_limit"]):
         click.echo(f"  ⚠️  WARNING: {percent(summary['utilization'])} of limit used!")
 
 
@@ -234,20 +229,7 @@ def alerts(customer_id: str | None, days: int, to_json: bool, to_csv: bool) -> N
     Example:
       flask usage alerts --days 7
     """
-    with db.statement() as cur:
-        recorded = usage_rows.select_usage_alerts(
-            cur, customer_id=customer_id, since=now() - timedelta(days=days)
-        )
-        silent = usage_rows.select_silent_instances(
-            cur, customer_id=customer_id, before=now() - usages.SILENT_AFTER
-        )
-    rows = recorded + [
-        {
-            "created_at": row["last_reported_at"] + usages.SILENT_AFTER, "customer_id": row["customer_id"],
-            "instance_id": row["instance_id"], "kind": "silent", "active_devices": None, "device_limit": None,
-        }
-        for row in silent
-    ]  # fmt: skip
+    rows = usages.alerts(days=days, customer_id=customer_id)
     names = ("created_at", "customer_id", "kind", "instance_id", "active_devices", "device_limit")
     if to_json:
         echo_rows_json(rows)

@@ -19,26 +19,40 @@ CREATE INDEX usage_reports_history_idx ON usage_reports (customer_id, reported_a
 -- Takes what no month's partition takes, so that a missing one never loses a report.
 CREATE TABLE usage_reports_default PARTITION OF usage_reports DEFAULT;
 
--- Gives up after two seconds of waiting (for a backup, say): until the next try the default takes all.
-CREATE FUNCTION ensure_usage_partition(moment TIMESTAMPTZ) RETURNS VOID LANGUAGE plpgsql
-   SET lock_timeout = '2s' AS $$
+-- Makes the partitions of this month, the next one, and every month whose reports wait in the default partition.
+-- False when that is not possible now (a backup reads the table, another session is at it).
+CREATE FUNCTION ensure_usage_partitions() RETURNS BOOLEAN LANGUAGE plpgsql SET lock_timeout = '200ms' AS $$
 DECLARE
-    month_start TIMESTAMP := DATE_TRUNC('month', moment AT TIME ZONE 'UTC');
-    lower_bound TEXT := TO_CHAR(month_start, 'YYYY-MM-DD') || ' 00:00:00+00';
-    upper_bound TEXT := TO_CHAR(month_start + INTERVAL '1 month', 'YYYY-MM-DD') || ' 00:00:00+00';
-    partition   TEXT := 'usage_reports_' || TO_CHAR(month_start, 'YYYY_MM');
+    month       TIMESTAMP;
+    partition   TEXT;
+    lower_bound TEXT;
+    upper_bound TEXT;
 BEGIN
-    IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
-    -- A row on its way into the default partition must not find itself in the wrong one on arrival.
+    IF NOT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXT('usage_partitions')) THEN RETURN FALSE; END IF;
+    -- Nothing may be on its way into the default partition while a part of that is moved.
     LOCK TABLE ONLY usage_reports IN SHARE ROW EXCLUSIVE MODE;
     LOCK TABLE usage_reports_default IN ACCESS EXCLUSIVE MODE;
-    IF TO_REGCLASS(partition) IS NOT NULL THEN RETURN; END IF;
-    EXECUTE FORMAT('CREATE TABLE %I (LIKE usage_reports INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
-    EXECUTE FORMAT('WITH moved AS (DELETE FROM usage_reports_default'
-                   ' WHERE reported_at >= %L AND reported_at < %L RETURNING *)'
-                   ' INSERT INTO %I SELECT * FROM moved', lower_bound, upper_bound, partition);
-    EXECUTE FORMAT('ALTER TABLE usage_reports ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
-                   partition, lower_bound, upper_bound);
+    FOR month IN
+        SELECT DATE_TRUNC('month', CURRENT_TIMESTAMP AT TIME ZONE 'UTC') + number * INTERVAL '1 month'
+          FROM GENERATE_SERIES(0, 1) AS number
+         UNION
+        SELECT DATE_TRUNC('month', reported_at AT TIME ZONE 'UTC')
+          FROM usage_reports_default
+    LOOP
+        partition := 'usage_reports_' || TO_CHAR(month, 'YYYY_MM');
+        CONTINUE WHEN TO_REGCLASS(partition) IS NOT NULL;
+        lower_bound := TO_CHAR(month, 'YYYY-MM-DD') || ' 00:00:00+00';
+        upper_bound := TO_CHAR(month + INTERVAL '1 month', 'YYYY-MM-DD') || ' 00:00:00+00';
+        EXECUTE FORMAT('CREATE TABLE %I (LIKE usage_reports INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', partition);
+        EXECUTE FORMAT('WITH moved AS (DELETE FROM usage_reports_default'
+                       ' WHERE reported_at >= %L AND reported_at < %L RETURNING *)'
+                       ' INSERT INTO %I SELECT * FROM moved', lower_bound, upper_bound, partition);
+        EXECUTE FORMAT('ALTER TABLE usage_reports ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                       partition, lower_bound, upper_bound);
+    END LOOP;
+    RETURN TRUE;
+EXCEPTION
+    WHEN lock_not_available THEN RETURN FALSE;
 END
 $$;
 
@@ -54,101 +68,133 @@ BEGIN
 END
 $$;
 
--- The newest report of each instance: what is in use now, who has fallen silent.
+-- The newest report of each instance: what is in use now, which ones are silent.
 CREATE TABLE instances (
-    customer_id      VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
-    instance_id      VARCHAR(255) NOT NULL,
-    active_devices   INTEGER      NOT NULL,
-    total_devices    INTEGER      NOT NULL,
-    last_reported_at TIMESTAMPTZ  NOT NULL,
-    created_at       TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    customer_id          VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    instance_id          VARCHAR(255) NOT NULL,
+    active_devices       INTEGER      NOT NULL,
+    total_devices        INTEGER      NOT NULL,
+    last_reported_at     TIMESTAMPTZ  NOT NULL,
+    previous_reported_at TIMESTAMPTZ,
+    retired_at           TIMESTAMPTZ,
+    created_at           TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP,
     PRIMARY KEY (customer_id, instance_id)
 ) WITH (fillfactor = 80);
 
-CREATE TABLE usage_levels (
-    customer_id  VARCHAR(255) PRIMARY KEY REFERENCES customers (customer_id),
-    level        SMALLINT     NOT NULL CHECK (level IN (0, 80, 100)),
-    device_limit INTEGER,
-    changed_at   TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+COMMENT ON COLUMN instances.previous_reported_at IS 'what last_reported_at was before the newest report';
+COMMENT ON COLUMN instances.retired_at IS 'from here on in no current figure; NULL again with the next report';
+
+CREATE TYPE incoming_report AS (
+    position INTEGER, id BIGINT, customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
+    reported_at TIMESTAMPTZ
 );
 
-COMMENT ON TABLE usage_levels IS 'the threshold a customer is at; a crossing is a change of this row';
-COMMENT ON COLUMN usage_levels.device_limit IS 'what it was judged against; NULL = unlimited';
-
-CREATE TABLE usage_alerts (
-    id             BIGSERIAL    PRIMARY KEY,
-    customer_id    VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
-    instance_id    VARCHAR(255),
-    kind           VARCHAR(50)  NOT NULL CHECK (kind IN ('threshold_80', 'threshold_100', 'sudden_drop', 'shared_license')),
-    active_devices BIGINT       NOT NULL,
-    device_limit   INTEGER,
-    created_at     TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
-);
-
-CREATE INDEX usage_alerts_customer_id_idx ON usage_alerts (customer_id, id);
-
--- Takes in one report. A function, because its statement does in one round trip all that a report needs,
--- and planning it each time would cost more than running it; here a connection plans it once.
-CREATE FUNCTION report_usage(
-    the_customer TEXT, the_instance TEXT, active INTEGER, total INTEGER, moment TIMESTAMPTZ, the_license UUID,
-    since TIMESTAMPTZ
+-- Stores reports (a JSON array of rows) and returns a row per customer: its current license, what is known of the
+-- license presented with the request (NULL: none was), the devices in use since `since`, and per report
+-- {position, status, id, created_at, last_reported_at}. Status: 201 new, 200 stored before, 409 stored before with
+-- other figures, 503 deleted meanwhile. Nothing is stored for an erased customer, or by a license that does not serve.
+-- One statement after the other, so that each sees what other sessions have committed by then; in key order, so that
+-- no two sessions wait for each other.
+CREATE FUNCTION store_usage_reports(
+    given JSON, customer_ids TEXT[], the_license UUID, issued TIMESTAMPTZ, since TIMESTAMPTZ
 ) RETURNS TABLE (
-    id BIGINT, created_at TIMESTAMPTZ, erased_at TIMESTAMPTZ, license_known BOOLEAN,
-    license_revoked_at TIMESTAMPTZ, current_jti TEXT, device_limit INTEGER, renews_at TIMESTAMPTZ,
-    recheck BOOLEAN, plan_table CHAR(16), tokens_revoked_at TIMESTAMPTZ, last_reported_at TIMESTAMPTZ, last_active INTEGER, others_active BIGINT,
-    other_instances BIGINT, level INTEGER, level_limit INTEGER
-) LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+    customer_id VARCHAR, erased_at TIMESTAMPTZ, tokens_revoked_at TIMESTAMPTZ, license_known BOOLEAN,
+    license_revoked_at TIMESTAMPTZ, jti TEXT, device_limit INTEGER, issued_at TIMESTAMPTZ, renews_at TIMESTAMPTZ,
+    recheck BOOLEAN, plan_table CHAR(16), active_devices BIGINT, results JSON, partition_missing BOOLEAN
+) LANGUAGE plpgsql SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' AS $$
 #variable_conflict use_column
+DECLARE
+    next_month CONSTANT TEXT := TO_CHAR(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' + INTERVAL '1 month',
+                                        '"usage_reports_"YYYY_MM');
+    serving    TEXT[];
+    reports    incoming_report[];
+    stored     INTEGER;
 BEGIN
+    serving := ARRAY(
+        SELECT customer.customer_id
+          FROM customers AS customer
+          LEFT JOIN licenses AS presented
+            ON presented.jti = the_license
+           AND presented.customer_id = customer.customer_id
+         WHERE customer.customer_id = ANY(customer_ids)
+           AND erased_at IS NULL
+           AND CASE WHEN the_license IS NULL THEN TRUE
+                    WHEN presented.jti IS NULL THEN COALESCE(tokens_revoked_at < issued, TRUE)
+                    ELSE presented.revoked_at IS NULL END);
+    reports := ARRAY(
+        SELECT (ordinality - 1, NEXTVAL('usage_reports_id_seq'), customer_id, instance_id, active_devices,
+                total_devices, reported_at)::incoming_report
+          FROM ROWS FROM (JSON_TO_RECORDSET(given) AS (
+                   customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
+                   reported_at TIMESTAMPTZ)) WITH ORDINALITY
+         WHERE customer_id = ANY(serving)
+         ORDER BY customer_id, instance_id, reported_at, ordinality);
+    INSERT INTO usage_reports (id, customer_id, instance_id, active_devices, total_devices, reported_at)
+    SELECT id, customer_id, instance_id, active_devices, total_devices, reported_at
+      FROM UNNEST(reports)
+        ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    IF stored > 0 THEN
+        INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices, last_reported_at)
+        SELECT DISTINCT ON (customer_id, instance_id)
+               customer_id, instance_id, active_devices, total_devices, reported_at
+          FROM UNNEST(reports)
+         ORDER BY customer_id, instance_id, reported_at DESC, position
+            ON CONFLICT (customer_id, instance_id) DO UPDATE
+           SET active_devices = EXCLUDED.active_devices,
+               total_devices = EXCLUDED.total_devices,
+               last_reported_at = EXCLUDED.last_reported_at,
+               previous_reported_at = known.last_reported_at,
+               retired_at = NULL
+         WHERE EXCLUDED.last_reported_at > known.last_reported_at;
+    END IF;
     RETURN QUERY
-    WITH customer AS MATERIALIZED (
-         SELECT customers.customer_id, erased_at, tokens_revoked_at, presented.jti IS NOT NULL AS license_known,
-                presented.revoked_at AS license_revoked_at
-           FROM customers
-           LEFT JOIN licenses AS presented
-             ON presented.jti = the_license
-            AND presented.customer_id = customers.customer_id
-          WHERE customers.customer_id = the_customer
-    ), report AS (
-         INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
-         SELECT customer_id, the_instance, active, total, moment
-           FROM customer
-          WHERE erased_at IS NULL
-            AND (the_license IS NULL OR license_known AND license_revoked_at IS NULL)
-             ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
-      RETURNING id, created_at
-    ), newest AS (
-         INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
-                                         last_reported_at)
-         SELECT the_customer, the_instance, active, total, moment
-           FROM report
-             ON CONFLICT (customer_id, instance_id) DO UPDATE
-            SET active_devices = EXCLUDED.active_devices,
-                total_devices = EXCLUDED.total_devices,
-                last_reported_at = EXCLUDED.last_reported_at
-          WHERE EXCLUDED.last_reported_at > known.last_reported_at
+    WITH outcomes AS MATERIALIZED (
+         SELECT report.customer_id, JSON_AGG(JSON_BUILD_OBJECT(
+                    'position', position,
+                    'status', CASE WHEN stored = CARDINALITY(reports) OR found.id = report.id THEN 201
+                                   WHEN found.id IS NULL THEN 503
+                                   WHEN (found.active_devices, found.total_devices)
+                                        = (report.active_devices, report.total_devices) THEN 200
+                                   ELSE 409 END,
+                    'id', COALESCE(found.id, report.id),
+                    'created_at', COALESCE(found.created_at, CURRENT_TIMESTAMP),
+                    'last_reported_at', CASE WHEN COALESCE(found.id, report.id) <> report.id
+                                               OR instance.last_reported_at <> report.reported_at
+                                             THEN instance.last_reported_at
+                                             ELSE instance.previous_reported_at END)) AS results
+           FROM UNNEST(reports) AS report
+           LEFT JOIN LATERAL (
+                SELECT id, active_devices, total_devices, created_at
+                  FROM usage_reports
+                 WHERE stored < CARDINALITY(reports)
+                   AND customer_id = report.customer_id
+                   AND instance_id = report.instance_id
+                   AND reported_at = report.reported_at) AS found ON TRUE
+           LEFT JOIN instances AS instance
+             ON instance.customer_id = report.customer_id
+            AND instance.instance_id = report.instance_id
+          GROUP BY report.customer_id
     )
-    SELECT report.id, report.created_at, customer.erased_at, customer.license_known,
-           customer.license_revoked_at, current.jti::TEXT AS current_jti, current.device_limit,
-           current.renews_at, current.recheck, current.plan_table, customer.tokens_revoked_at, instance.last_reported_at,
-           instance.active_devices AS last_active, COALESCE(others.active, 0) AS others_active,
-           others.instances AS other_instances, COALESCE(usage_levels.level, 0) AS level,
-           usage_levels.device_limit AS level_limit
-      FROM customer
-      LEFT JOIN report ON TRUE
+    SELECT customer.customer_id, erased_at, tokens_revoked_at, presented.jti IS NOT NULL, presented.revoked_at,
+           current.jti::TEXT, current.device_limit, current.issued_at, current.renews_at,
+           current.recheck, current.plan_table, COALESCE(used.active, 0), outcomes.results,
+           TO_REGCLASS(next_month) IS NULL OR EXISTS (SELECT FROM usage_reports_default)
+      FROM customers AS customer
+      LEFT JOIN licenses AS presented
+        ON presented.jti = the_license
+       AND presented.customer_id = customer.customer_id
       LEFT JOIN licenses AS current
         ON current.customer_id = customer.customer_id
        AND current.superseded_at IS NULL
-      LEFT JOIN instances AS instance
-        ON instance.customer_id = customer.customer_id
-       AND instance.instance_id = the_instance
-      LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
+      LEFT JOIN outcomes ON outcomes.customer_id = customer.customer_id
      CROSS JOIN LATERAL (
-           SELECT SUM(active_devices) AS active, COUNT(*) AS instances
-             FROM instances AS other
-            WHERE other.customer_id = customer.customer_id
-              AND other.instance_id <> the_instance
-              AND other.last_reported_at >= since) AS others;
+           SELECT SUM(active_devices)::BIGINT AS active
+             FROM instances
+            WHERE customer_id = customer.customer_id
+              AND retired_at IS NULL
+              AND last_reported_at >= since) AS used
+     WHERE customer.customer_id = ANY(customer_ids);
 END
 $$;
 
@@ -200,11 +246,93 @@ BEGIN
                 SUM(total_devices)::BIGINT AS current_total
            FROM instances
           WHERE customer_id = ANY(customer_ids)
+            AND retired_at IS NULL
             AND last_reported_at >= since
           GROUP BY customer_id
     )
     SELECT customer_id, total_reports, avg_active, peak_active, current_active, current_total
       FROM totals
-      JOIN current USING (customer_id);
+      LEFT JOIN current USING (customer_id);
+END
+$$;
+
+-- What an operator should look at. An instance counts in its customer's total from a report until the next one,
+-- until it has been silent for `in_use_within`, or until it is retired. A threshold is crossed when the total reaches
+-- it and did not before, or did so under a lower limit. The limit of a time is that of the newest license by then.
+CREATE FUNCTION find_usage_alerts(
+    the_customer TEXT, since TIMESTAMPTZ, moment TIMESTAMPTZ, in_use_within INTERVAL, silent_after INTERVAL
+) RETURNS TABLE (
+    created_at TIMESTAMPTZ, customer_id VARCHAR, kind TEXT, instance_id VARCHAR, active_devices BIGINT,
+    device_limit INTEGER
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH reports AS (
+         SELECT customer_id, instance_id, active_devices AS active, reported_at,
+                LAG(active_devices) OVER instance AS last_active,
+                LAG(reported_at) OVER instance AS last_at,
+                LEAD(reported_at) OVER instance AS next_at
+           FROM usage_reports
+          WHERE (the_customer IS NULL OR customer_id = the_customer)
+            AND reported_at >= since - in_use_within
+         WINDOW instance AS (PARTITION BY customer_id, instance_id ORDER BY reported_at)
+    ), steps AS (
+         SELECT customer_id, reported_at AS at,
+                active - CASE WHEN last_at >= reported_at - in_use_within THEN last_active ELSE 0 END AS step
+           FROM reports
+          UNION ALL
+         SELECT customer_id, LEAST(reported_at + in_use_within, CASE WHEN next_at IS NULL THEN retired_at END), -active
+           FROM reports
+           JOIN instances USING (customer_id, instance_id)
+          WHERE next_at > reported_at + in_use_within
+             OR next_at IS NULL AND (retired_at IS NOT NULL OR reported_at + in_use_within < moment)
+    ), totals AS (
+         SELECT DISTINCT customer_id, at, SUM(step) OVER (PARTITION BY customer_id ORDER BY at) AS active
+           FROM steps
+    ), limits AS (
+         SELECT totals.*, bought.device_limit,
+                CASE WHEN bought.device_limit IS NULL OR active * 100 < bought.device_limit * 80::BIGINT THEN 0
+                     WHEN active < bought.device_limit THEN 80
+                     ELSE 100 END AS level
+           FROM totals
+           LEFT JOIN LATERAL (
+                SELECT device_limit
+                  FROM licenses
+                 WHERE customer_id = totals.customer_id
+                   AND issued_at <= at
+                 ORDER BY id DESC
+                 LIMIT 1) AS bought ON TRUE
+    ), levels AS (
+         SELECT customer_id, at, active, device_limit, level,
+                CASE WHEN device_limit > LAG(device_limit) OVER customer THEN 0
+                     ELSE COALESCE(LAG(level) OVER customer, 0) END AS last_level
+           FROM limits
+         WINDOW customer AS (PARTITION BY customer_id ORDER BY at)
+    ), newcomers AS (
+         SELECT instances.*, ROW_NUMBER() OVER (PARTITION BY customer_id ORDER BY created_at, instance_id) AS number
+           FROM instances
+          WHERE the_customer IS NULL OR customer_id = the_customer
+    )
+    SELECT at, customer_id, 'threshold_' || threshold, NULL, active::BIGINT, device_limit
+      FROM levels
+      JOIN (VALUES (80), (100)) AS thresholds (threshold) ON threshold > last_level AND threshold <= level
+     WHERE at >= since
+     UNION ALL
+    SELECT reported_at, customer_id, 'sudden_drop', instance_id, active, NULL
+      FROM reports
+     WHERE last_active >= 10
+       AND active * 2 <= last_active
+       AND reported_at >= since
+     UNION ALL
+    SELECT created_at, customer_id, 'shared_license', instance_id, active_devices, NULL
+      FROM newcomers
+     WHERE number > 1
+       AND created_at >= since
+     UNION ALL
+    SELECT last_reported_at + silent_after, customer_id, 'silent', instance_id, NULL, NULL
+      FROM newcomers
+     WHERE last_reported_at < moment - silent_after
+       AND retired_at IS NULL;
 END
 $$;

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import Response, jsonify
+from flask import Response
 from marshmallow import ValidationError
 
 from app.api import Blueprint
@@ -19,11 +19,11 @@ from app.schemas.usage import (
     ReportAnswer,
     Reports,
     UsageAnswer,
+    read_report,
 )
 from app.services import usage
 
 blp = Blueprint("usage", __name__, url_prefix="/api/usage", description="What their instances report")
-_report = NewReport()
 _report_answer = ReportAnswer()
 
 
@@ -31,7 +31,8 @@ _report_answer = ReportAnswer()
 @own(allow_expired=True, checked_by_query=True)
 @idempotent
 @blp.arguments(
-    NewReport, description="The two figures may also stand under `metrics`; snake_case is taken too."
+    NewReport,
+    description="The figures may also stand under `metrics`, in snake_case, and as agents for devices.",
 )
 @blp.response(201, ReportAnswer)
 @blp.alt_response(200, schema=ReportAnswer, description="The same report was stored before")
@@ -48,15 +49,9 @@ def report(body: dict[str, Any]) -> Response:
 @blp.arguments(Reports)
 @blp.response(200, BatchAnswer)
 def reports(body: dict[str, Any]) -> Response:
-    """Take in up to 1000 reports, each judged by itself"""
-    results = usage.receive_batch([_judge(item) for item in body["reports"]], caller().customer_id)
-    statuses = [result["status"] for result in results]
-    return jsonify(
-        accepted=statuses.count(201),
-        duplicates=statuses.count(200),
-        rejected=sum(status >= 400 for status in statuses),
-        results=results,
-    )
+    """Take in up to 1000 reports, each on its own, and renew the license if need be"""
+    items = [_report_or_error(item) for item in body["reports"]]
+    return json_answer(usage.receive_batch(items, caller().license), 200)
 
 
 @blp.route("/<customer_id>", methods=["GET"])
@@ -91,9 +86,8 @@ def overview(query: dict[str, Any]) -> Row:
     return {"customers": page, "next_cursor": cursor(page[-1]["id"]) if more else None}
 
 
-def _judge(item: Any) -> dict[str, Any] | DomainError:
-    """One item of a batch: a report, or why it is none."""
+def _report_or_error(item: Any) -> dict[str, Any] | DomainError:
     try:
-        return _report.load(item)
+        return read_report(item)
     except ValidationError as error:
         return invalid("json", error.messages)

@@ -48,6 +48,37 @@ def select_customer_by_stripe_id(cur: Cursor, stripe_customer_id: str) -> Row | 
     )
 
 
+def find_customer(cur: Cursor, text: str) -> Row | None:
+    """The customer with this id, email, Stripe id or subscription; also one that was erased, by its id."""
+    return cur.one(
+        f"""
+        SELECT {COLUMNS}
+          FROM customers
+         WHERE customer_id = %(text)s
+            OR LOWER(email COLLATE "C") = LOWER(%(text)s COLLATE "C")
+            OR stripe_customer_id = %(text)s
+            OR customer_id = (SELECT customer_id FROM subscriptions WHERE subscription_id = %(text)s)
+         LIMIT 1
+        """,
+        {"text": text},
+    )
+
+
+def select_customers_like(cur: Cursor, beginning: str, limit: int) -> list[Row]:
+    """Ids and addresses that begin like this, newest first."""
+    return cur.all(
+        """
+        SELECT customer_id, email
+          FROM customers
+         WHERE erased_at IS NULL
+           AND (STARTS_WITH(customer_id, %(beginning)s) OR STARTS_WITH(LOWER(email), LOWER(%(beginning)s)))
+         ORDER BY id DESC
+         LIMIT %(limit)s
+        """,
+        {"beginning": beginning, "limit": limit},
+    )
+
+
 def select_linked_to_others(cur: Cursor, customer_id: str, stripe_ids: list[str]) -> set[str]:
     """Those of Stripe's ids that another customer is linked to."""
     rows = cur.all(

@@ -1,86 +1,37 @@
 """Usage reports, the instances that send them, and what is summed over them: one function, one statement."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
 from app.db import Cursor, Row
 from app.encoding import json_text
+from app.licenses import Token
 
 COLUMNS = "id, customer_id, instance_id, active_devices, total_devices, reported_at, created_at"
-REPORT = """customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
-            reported_at TIMESTAMPTZ"""
 WINDOW_FIGURES = """COALESCE(total_reports, 0) AS total_reports, COALESCE(avg_active, 0) AS avg_active,
              COALESCE(peak_active, 0) AS peak_active, COALESCE(current_active, 0) AS current_active,
              COALESCE(current_total, 0) AS current_total"""
 
 
-def insert_usage_report(cur: Cursor, report: dict[str, Any]) -> Row | None:
-    """Store a report unless its key is taken, or the license presented for it (`jti`) does not count.
+def store_usage_reports(
+    cur: Cursor, reports: Sequence[Row], presented: Token | None, since: datetime
+) -> list[Row]:
+    """Store reports, each once: a row per customer that exists, see the function in sql/0005_usage.sql.
 
-    The row tells also what was known before (license, previous report, threshold) and what the other
-    instances use. `id` is None when nothing was stored; no row at all when there is no such customer.
+    As JSON, which is written ten times as fast as an array per column.
     """
-    return cur.one(
+    return cur.all(
         """
-        SELECT *, %(customer_id)s AS customer_id
-          FROM report_usage(%(customer_id)s, %(instance_id)s, %(active_devices)s, %(total_devices)s,
-                            %(reported_at)s, %(jti)s, %(since)s)
+        SELECT *
+          FROM store_usage_reports(%(reports)s, %(customer_ids)s, %(jti)s, %(issued_at)s, %(since)s)
         """,
-        report,
-    )
-
-
-def insert_usage_reports(cur: Cursor, reports: Sequence[Row]) -> list[Row]:
-    """Store many reports; the rows that were new. A key that is taken, or stands twice, is stored once.
-
-    In key order, so that two batches at once never wait for each other in a ring. As JSON, which is written
-    ten times as fast as an array per column.
-    """
-    return cur.all(
-        f"""
-        INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)
-        SELECT customer_id, instance_id, active_devices, total_devices, reported_at
-          FROM ROWS FROM (JSON_TO_RECORDSET(%(reports)s) AS ({REPORT})) WITH ORDINALITY
-         ORDER BY customer_id, instance_id, reported_at, ordinality
-            ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
-     RETURNING id, customer_id, instance_id, active_devices, total_devices, reported_at
-        """,
-        {"reports": json_text(reports)},
-    )
-
-
-def upsert_instances(cur: Cursor, newest: Sequence[Row]) -> None:
-    """Remember these reports, one per instance, unless a newer one is known; in key order again."""
-    cur.execute(
-        f"""
-        INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices,
-                                        last_reported_at)
-        SELECT customer_id, instance_id, active_devices, total_devices, reported_at
-          FROM JSON_TO_RECORDSET(%(newest)s) AS report ({REPORT})
-         ORDER BY customer_id, instance_id
-            ON CONFLICT (customer_id, instance_id) DO UPDATE
-           SET active_devices = EXCLUDED.active_devices,
-               total_devices = EXCLUDED.total_devices,
-               last_reported_at = EXCLUDED.last_reported_at
-         WHERE EXCLUDED.last_reported_at > known.last_reported_at
-        """,
-        {"newest": json_text(newest)},
-    )
-
-
-def select_usage_reports_by_key(cur: Cursor, keys: Sequence[Row]) -> list[Row]:
-    """The stored reports with these (customer, instance, time) keys."""
-    return cur.all(
-        f"""
-        SELECT {COLUMNS}
-          FROM usage_reports
-         WHERE (customer_id, instance_id, reported_at) IN (
-               SELECT *
-                 FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[],
-                             %(reported_at)s::TIMESTAMPTZ[]))
-        """,
-        _columns(keys),
+        {
+            "reports": json_text(reports),
+            "customer_ids": list({report["customer_id"] for report in reports}),
+            "jti": presented.jti if presented else None,
+            "issued_at": presented.issued_at if presented else None,
+            "since": since,
+        },
     )
 
 
@@ -109,26 +60,20 @@ def select_usage_reports(
     )
 
 
-def select_usage_of(
-    cur: Cursor, customer_id: str, *, jti: str | None, since: datetime, silent_before: datetime
-) -> Row | None:
+def select_usage_of(cur: Cursor, customer_id: str, *, jti: str | None, since: datetime) -> Row | None:
     """What a customer may use by its current license, the figures of the contract's section 6 since then,
-    whether any instance is silent, and what is known of the license presented (`jti`).
+    and what is known of the license presented (`jti`).
 
     None: there is no such customer.
     """
     return cur.one(
         f"""
         SELECT %(customer_id)s AS customer_id, plan, device_limit, renews_at, recheck, plan_table,
-               erased_at, license_known, license_revoked_at, tokens_revoked_at, {WINDOW_FIGURES},
-               EXISTS (SELECT 1
-                         FROM instances
-                        WHERE customer_id = %(customer_id)s
-                          AND last_reported_at < %(silent_before)s) AS any_silent
+               erased_at, license_known, license_revoked_at, tokens_revoked_at, {WINDOW_FIGURES}
           FROM find_license(%(customer_id)s, %(jti)s)
           LEFT JOIN read_usage_figures(ARRAY[%(customer_id)s], %(since)s) ON TRUE
         """,
-        {"customer_id": customer_id, "jti": jti, "since": since, "silent_before": silent_before},
+        {"customer_id": customer_id, "jti": jti, "since": since},
     )
 
 
@@ -163,20 +108,21 @@ def select_usage_overview(
     )
 
 
-def select_usage_days(cur: Cursor, customer_id: str, since: datetime) -> list[Row]:
-    """Active devices per UTC day of one customer, oldest first; days without a report are left out."""
+def select_usage_days(cur: Cursor, customer_ids: Sequence[str], since: datetime) -> list[Row]:
+    """Active devices per customer and UTC day, oldest first; days without a report are left out."""
     return cur.all(
         """
-        SELECT day, SUM(active)::BIGINT AS active
-          FROM (SELECT (reported_at AT TIME ZONE 'UTC')::DATE AS day, MAX(active_devices) AS active
+        SELECT customer_id, day, SUM(active)::BIGINT AS active, SUM(reports)::BIGINT AS reports
+          FROM (SELECT customer_id, (reported_at AT TIME ZONE 'UTC')::DATE AS day,
+                       MAX(active_devices) AS active, COUNT(*) AS reports
                   FROM usage_reports
-                 WHERE customer_id = %(customer_id)s
+                 WHERE customer_id = ANY(%(customer_ids)s)
                    AND reported_at >= %(since)s
-                 GROUP BY instance_id, day) AS instance_days
-         GROUP BY day
-         ORDER BY day
+                 GROUP BY customer_id, instance_id, day) AS instance_days
+         GROUP BY customer_id, day
+         ORDER BY customer_id, day
         """,
-        {"customer_id": customer_id, "since": since},
+        {"customer_ids": list(customer_ids), "since": since},
     )
 
 
@@ -184,7 +130,7 @@ def select_instances_of(cur: Cursor, customer_id: str) -> list[Row]:
     """Every instance of a customer with the newest figures it reported."""
     return cur.all(
         """
-        SELECT instance_id, active_devices, total_devices, last_reported_at, created_at
+        SELECT instance_id, active_devices, total_devices, last_reported_at, retired_at, created_at
           FROM instances
          WHERE customer_id = %(customer_id)s
          ORDER BY instance_id
@@ -194,15 +140,13 @@ def select_instances_of(cur: Cursor, customer_id: str) -> list[Row]:
 
 
 def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: datetime) -> list[Row]:
-    """Instances whose newest report is older, of one customer or (None) of all.
-
-    `select_usage_of` tells whether there are any, by the same condition.
-    """
+    """Instances whose newest report is older, of one customer or (None) of all, without the retired ones."""
     return cur.all(
         """
         SELECT customer_id, instance_id, last_reported_at
           FROM instances
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND retired_at IS NULL
            AND last_reported_at < %(before)s
          ORDER BY last_reported_at, customer_id, instance_id
         """,
@@ -210,114 +154,52 @@ def select_silent_instances(cur: Cursor, *, customer_id: str | None, before: dat
     )
 
 
-def select_usage_standings(cur: Cursor, customer_ids: Sequence[str], since: datetime) -> list[Row]:
-    """What these customers use (newest report of each instance since then) and may use, and the threshold
-    each is at; erased ones are left out.
-    """
-    return cur.all(
-        """
-        SELECT customer.customer_id, current.device_limit, current.renews_at, current.recheck, current.plan_table,
-               COALESCE(usage_levels.level, 0) AS level, usage_levels.device_limit AS level_limit,
-               COALESCE(used.active, 0) AS active, used.instances
-          FROM customers AS customer
-          LEFT JOIN licenses AS current
-            ON current.customer_id = customer.customer_id
-           AND current.superseded_at IS NULL
-          LEFT JOIN usage_levels ON usage_levels.customer_id = customer.customer_id
-         CROSS JOIN LATERAL (
-               SELECT SUM(active_devices)::BIGINT AS active, COUNT(*) AS instances
-                 FROM instances
-                WHERE instances.customer_id = customer.customer_id
-                  AND last_reported_at >= %(since)s) AS used
-         WHERE customer.customer_id = ANY(%(customer_ids)s)
-           AND erased_at IS NULL
-         ORDER BY customer.customer_id
-        """,
-        {"customer_ids": customer_ids, "since": since},
-    )
-
-
-def select_instances_by_key(cur: Cursor, keys: Sequence[Row]) -> list[Row]:
-    """These instances as they are known."""
-    return cur.all(
-        """
-        SELECT customer_id, instance_id, active_devices, last_reported_at
-          FROM instances
-         WHERE (customer_id, instance_id) IN (
-               SELECT * FROM UNNEST(%(customer_id)s::TEXT[], %(instance_id)s::TEXT[]))
-        """,
-        _columns(keys),
-    )
-
-
-def lock_usage_level(cur: Cursor, customer_id: str, device_limit: int | None) -> Row:
-    """The threshold a customer is at, held against others until the transaction ends; at first 0."""
-    return cur.exactly_one(
-        """
-        INSERT INTO usage_levels AS known (customer_id, level, device_limit)
-        VALUES (%(customer_id)s, 0, %(device_limit)s)
-            ON CONFLICT (customer_id) DO UPDATE
-           SET level = known.level
-     RETURNING level, device_limit, changed_at
-        """,
-        {"customer_id": customer_id, "device_limit": device_limit},
-    )
-
-
-def update_usage_level(cur: Cursor, customer_id: str, *, level: int, device_limit: int | None) -> None:
-    """Move a customer to this threshold (0, 80, 100)."""
-    cur.execute(
-        """
-        UPDATE usage_levels
-           SET level = %(level)s, device_limit = %(device_limit)s, changed_at = CURRENT_TIMESTAMP
-         WHERE customer_id = %(customer_id)s
-        """,
-        {"customer_id": customer_id, "level": level, "device_limit": device_limit},
-    )
-
-
-def insert_usage_alert(
+def select_usage_alerts(
     cur: Cursor,
-    customer_id: str,
     *,
-    kind: str,
-    instance_id: str | None,
-    active_devices: int,
-    device_limit: int | None,
-) -> None:
-    """Put an observation on record, of one instance or (None) of all together."""
-    cur.execute(
+    customer_id: str | None,
+    kind: str | None,
+    since: datetime,
+    now: datetime,
+    in_use_within: timedelta,
+    silent_after: timedelta,
+) -> list[Row]:
+    """What an operator should look at, newest first, derived from the reports; see sql/0005_usage.sql."""
+    return cur.all(
         """
-        INSERT INTO usage_alerts (customer_id, instance_id, kind, active_devices, device_limit)
-        VALUES (%(customer_id)s, %(instance_id)s, %(kind)s, %(active_devices)s, %(device_limit)s)
+        SELECT alert.created_at, customer_id, email, name, company_name, kind, instance_id, active_devices,
+               device_limit
+          FROM find_usage_alerts(%(customer_id)s, %(since)s, %(now)s, %(in_use_within)s, %(silent_after)s)
+               AS alert
+          JOIN customers USING (customer_id)
+         WHERE erased_at IS NULL
+           AND (%(kind)s::TEXT IS NULL OR kind = %(kind)s)
+         ORDER BY alert.created_at DESC, customer_id, kind, instance_id
         """,
         {
-            "customer_id": customer_id,
-            "instance_id": instance_id,
-            "kind": kind,
-            "active_devices": active_devices,
-            "device_limit": device_limit,
+            "customer_id": customer_id, "kind": kind, "since": since, "now": now,
+            "in_use_within": in_use_within, "silent_after": silent_after,
         },
-    )
+    )  # fmt: skip
 
 
-def select_usage_alerts(cur: Cursor, *, customer_id: str | None, since: datetime | None) -> list[Row]:
-    """What went on record since then, newest first."""
-    return cur.all(
+def retire_instance(cur: Cursor, customer_id: str, instance_id: str, at: datetime) -> bool:
+    """Take an instance out of the current figures; False when there is no such one."""
+    cur.execute(
         """
-        SELECT created_at, customer_id, instance_id, kind, active_devices, device_limit
-          FROM usage_alerts
-         WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
-           AND (%(since)s::TIMESTAMPTZ IS NULL OR created_at >= %(since)s)
-         ORDER BY id DESC
+        UPDATE instances
+           SET retired_at = COALESCE(retired_at, %(at)s)
+         WHERE customer_id = %(customer_id)s
+           AND instance_id = %(instance_id)s
         """,
-        {"customer_id": customer_id, "since": since},
+        {"customer_id": customer_id, "instance_id": instance_id, "at": at},
     )
+    return cur.rowcount > 0
 
 
-def ensure_usage_partition(cur: Cursor, moment: datetime) -> None:
-    """Make sure that the month of `moment` has its partition."""
-    cur.execute("SELECT ensure_usage_partition(%(moment)s)", {"moment": moment})
+def ensure_usage_partitions(cur: Cursor) -> bool:
+    """Make the partitions of this month, the next, and of reports that wait; False: not possible now."""
+    return bool(cur.exactly_one("SELECT ensure_usage_partitions() AS done")["done"])
 
 
 def select_usage_partitions(cur: Cursor, older_than: datetime) -> list[str]:
@@ -351,11 +233,15 @@ def delete_usage_reports(cur: Cursor, older_than: datetime) -> int:
     return cur.rowcount
 
 
+def count_usage_reports(cur: Cursor, older_than: datetime) -> int:
+    """How many reports lie before then."""
+    row = cur.exactly_one(
+        "SELECT COUNT(*) AS n FROM usage_reports WHERE reported_at < %(older_than)s",
+        {"older_than": older_than},
+    )
+    return int(row["n"])
+
+
 def delete_instances(cur: Cursor, older_than: datetime) -> None:
     """Forget the instances whose newest report is gone."""
     cur.execute("DELETE FROM instances WHERE last_reported_at < %(older_than)s", {"older_than": older_than})
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Rows as one array per column, for UNNEST: unlike of JSON, PostgreSQL knows how many rows it will be."""
-    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
+from app.encoding import camel_case
+
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
@@ -29,17 +31,14 @@ class InputSchema(Schema):
 
     aliases: ClassVar[Mapping[str, str]] = {}
     body_optional: ClassVar[bool] = False
-
-    def reshape(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """For a schema that takes other shapes as well: bring them into the one it declares."""
-        return data
+    error_messages = {"type": "Send a JSON object, not an array or a single value."}
 
     @pre_load
     def one_spelling(self, data: Any, **_: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         spelled: dict[str, Any] = {}
-        for given, value in self.reshape(data).items():
+        for given, value in data.items():
             name = self.aliases.get(given) or (camel_case(given) if _SNAKE.fullmatch(given) else given)
             if name not in self.fields:
                 name = given
@@ -127,7 +126,11 @@ class Instant(fields.DateTime):
 
 def read_instant(value: Any) -> datetime:
     """RFC 3339 text with offset as UTC. Raises ValidationError."""
-    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+    if not isinstance(value, str):
+        raise ValidationError("Send a text like 2026-01-31T10:00:00Z (RFC 3339), not a number of seconds.")
+    if re.search(r"[+-]\d{4}$", value):
+        raise ValidationError("Write the offset with a colon, like +00:00, or Z (RFC 3339).")
+    if not _RFC3339.fullmatch(value):
         raise ValidationError("Not an RFC 3339 time with offset, like 2026-01-31T10:00:00Z.")
     try:
         return datetime.fromisoformat(value.upper()).astimezone(UTC)
@@ -137,12 +140,6 @@ def read_instant(value: Any) -> datetime:
 
 def no_default() -> None:
     """For `load_default` of a query parameter: absent is None, yet `null` cannot be sent."""
-
-
-def camel_case(name: str) -> str:
-    """`active_devices` → `activeDevices`."""
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
 
 
 class CamelSchema(Schema):

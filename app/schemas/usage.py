@@ -1,129 +1,121 @@
 """Usage reports in, figures out."""
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from marshmallow import ValidationError, fields, post_load, validate
+from marshmallow import ValidationError, fields, validate
 
 from app.schemas.base import CamelSchema, InputSchema, Instant, read_instant
-from app.schemas.subscriptions import CUSTOMER_ID
 
 MAX_DEVICES: Final = 10_000_000
 MAX_BATCH: Final = 1000
 AHEAD: Final = timedelta(minutes=5)
 BACK: Final = timedelta(days=35)
-METRICS: Final = ("activeDevices", "totalDevices", "active_devices", "total_devices")
 
-_FIGURES: Final = {"activeDevices", "totalDevices"}
-_OPTIONAL: Final = {"instanceId", "timestamp"}
-_FLAT: Final = {"customerId"} | _FIGURES
-_NESTED: Final = {"customerId", "metrics"}
-_customer_id: Final = re.compile(r"[A-Za-z0-9_]{1,255}", re.ASCII)
-_devices = validate.Range(0, MAX_DEVICES)
+_FIGURES: Final = {
+    "activeDevices": "activeDevices", "active_devices": "activeDevices",
+    "activeAgents": "activeDevices", "active_agents": "activeDevices",
+    "totalDevices": "totalDevices", "total_devices": "totalDevices",
+    "totalAgents": "totalDevices", "total_agents": "totalDevices",
+}  # fmt: skip
+_MEMBERS: Final = _FIGURES | {
+    "customerId": "customerId", "customer_id": "customerId",
+    "instanceId": "instanceId", "instance_id": "instanceId", "timestamp": "timestamp",
+}  # fmt: skip
+_REQUIRED: Final = ("customerId", "activeDevices", "totalDevices")
+_EXPECTED: Final = {
+    "customerId": "Not a customer id.",
+    "instanceId": "Expected 1 to 100 printable characters.",
+    "activeDevices": "Expected an integer from 0 to 10000000.",
+    "totalDevices": "Expected an integer from 0 to 10000000.",
+}
+_CUSTOMER_ID: Final = re.compile(r"[A-Za-z0-9_]{1,255}", re.ASCII)
+
+
+def read_report(data: Any, *, back: timedelta | None = BACK) -> dict[str, Any]:
+    """A report in any of its spellings as a row, checked in every field. Raises ValidationError.
+
+    `back`: how old it may be. A plain function, because marshmallow takes ten times as long.
+    """
+    given = _members(data)
+    customer_id, instance_id = given["customerId"], given.get("instanceId", "default")
+    active, total = given["activeDevices"], given["totalDevices"]
+    valid = {
+        "customerId": type(customer_id) is str and _CUSTOMER_ID.fullmatch(customer_id),
+        "instanceId": type(instance_id) is str and 1 <= len(instance_id) <= 100 and instance_id.isprintable(),
+        "activeDevices": type(active) is int and 0 <= active <= MAX_DEVICES,
+        "totalDevices": type(total) is int and 0 <= total <= MAX_DEVICES,
+    }
+    errors = {name: [_EXPECTED[name]] for name, is_valid in valid.items() if not is_valid}
+    if valid["activeDevices"] and valid["totalDevices"] and active > total:
+        errors["activeDevices"] = ["More than totalDevices."]
+    try:
+        reported_at = _time_of(given, back)
+    except ValidationError as error:
+        errors["timestamp"] = error.messages  # type: ignore[assignment]
+    if errors:
+        raise ValidationError(errors)
+    return {
+        "customer_id": customer_id, "instance_id": instance_id, "active_devices": active,
+        "total_devices": total, "reported_at": reported_at,
+    }  # fmt: skip
+
+
+def _members(data: Any) -> dict[str, Any]:
+    """What was given, by the names of the API, the figures from `metrics` too."""
+    if not isinstance(data, dict):
+        raise ValidationError('Send one report as a JSON object, several as {"reports": […]} to …/reports.')
+    metrics = data.get("metrics", {})
+    if not isinstance(metrics, dict):
+        raise ValidationError({"metrics": ["Not an object."]})
+    given: dict[str, Any] = {}
+    errors: dict[str, list[str]] = {}
+    for members, names in ((data, _MEMBERS), (metrics, _FIGURES)):
+        for spelled, value in members.items():
+            name = names.get(spelled)
+            if name is not None and name not in given:
+                given[name] = value
+            elif members is metrics:
+                errors["metrics"] = [f"{spelled}: unknown here, or given twice."]
+            elif spelled != "metrics":
+                errors[name or spelled] = ["Given in two spellings; send one." if name else "Unknown field."]
+    missing = [name for name in _REQUIRED if name not in given]
+    errors |= {name: ["Missing data for required field."] for name in missing}
+    if errors:
+        raise ValidationError(errors)
+    return given
+
+
+def _time_of(given: dict[str, Any], back: timedelta | None) -> datetime:
+    at = datetime.now(UTC)
+    if "timestamp" not in given:
+        return at
+    reported_at = read_instant(given["timestamp"])
+    if reported_at > at + AHEAD:
+        raise ValidationError("More than 5 minutes ahead of our clock.")
+    if back is not None and reported_at < at - back:
+        raise ValidationError("More than 35 days back.")
+    return reported_at
 
 
 class NewReport(InputSchema):
-    """A report in either of its two shapes: figures flat, or under `metrics`."""
+    """Documents a report; `read_report` checks it."""
+
+    customerId = fields.String(required=True, validate=validate.Length(1, 255))
+    instanceId = fields.String(load_default="default", validate=validate.Length(1, 100))
+    timestamp = Instant()
+    activeDevices = fields.Integer(required=True, validate=validate.Range(0, MAX_DEVICES))
+    totalDevices = fields.Integer(required=True, validate=validate.Range(0, MAX_DEVICES))
 
     def load(self, data: Any, **options: Any) -> dict[str, Any]:
-        return ordinary_report(data) or super().load(data, **options)
-
-    customerId = fields.String(attribute="customer_id", required=True, validate=CUSTOMER_ID)
-    instanceId = fields.String(
-        attribute="instance_id", load_default="default", validate=validate.Length(1, 100)
-    )
-    timestamp = Instant(attribute="reported_at")
-    activeDevices = fields.Integer(attribute="active_devices", required=True, strict=True, validate=_devices)
-    totalDevices = fields.Integer(attribute="total_devices", required=True, strict=True, validate=_devices)
-
-    def reshape(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Lift the figures out of `metrics`."""
-        if "metrics" not in data:
-            return data
-        flat = {name: value for name, value in data.items() if name != "metrics"}
-        if not isinstance(data["metrics"], Mapping):
-            raise ValidationError({"metrics": ["Not an object."]})
-        for name, value in data["metrics"].items():
-            if name in flat or name not in METRICS:
-                raise ValidationError({"metrics": {name: ["Unknown here, or given twice."]}})
-            flat[name] = value
-        return flat
-
-    @post_load
-    def judge(self, report: dict[str, Any], **_: Any) -> dict[str, Any]:
-        at = datetime.now(UTC)
-        reported_at = report.setdefault("reported_at", at)
-        if reported_at > at + AHEAD:
-            raise ValidationError({"timestamp": ["More than 5 minutes ahead of our clock."]})
-        if reported_at < at - BACK:
-            raise ValidationError({"timestamp": ["More than 35 days back."]})
-        if report["active_devices"] > report["total_devices"]:
-            raise ValidationError({"activeDevices": ["More than totalDevices."]})
-        if not report["instance_id"].isprintable():
-            raise ValidationError({"instanceId": ["Contains characters that are not printable."]})
-        return report
-
-
-def ordinary_report(data: Any) -> dict[str, Any] | None:
-    """What the schema above makes of a report as nearly all instances send it: in camelCase, and right in
-    every field. None for any other, which the schema judges; it takes ten times as long.
-    """
-    if type(data) is not dict:
-        return None
-    figures = data.get("metrics", data)
-    needed = _FLAT if figures is data else _NESTED
-    if (
-        data.keys() - _OPTIONAL != needed
-        or type(figures) is not dict
-        or figures.keys() & _FIGURES != _FIGURES
-    ):
-        return None
-    if figures is not data and len(figures) > len(_FIGURES):
-        return None
-    at = datetime.now(UTC)
-    try:
-        reported_at = read_instant(data["timestamp"]) if "timestamp" in data else at
-    except ValidationError:
-        return None
-    customer_id, instance_id = data["customerId"], data.get("instanceId", "default")
-    active, total = figures["activeDevices"], figures["totalDevices"]
-    is_right = (
-        type(customer_id) is str
-        and _customer_id.fullmatch(customer_id)
-        and type(instance_id) is str
-        and 1 <= len(instance_id) <= 100
-        and instance_id.isprintable()
-        and type(active) is int
-        and type(total) is int
-        and 0 <= active <= total <= MAX_DEVICES
-        and at - BACK <= reported_at <= at + AHEAD
-    )
-    if not is_right:
-        return None
-    return {
-        "customer_id": customer_id,
-        "instance_id": instance_id,
-        "active_devices": active,
-        "total_devices": total,
-        "reported_at": reported_at,
-    }
-
-
-class Items(fields.List[Any]):
-    """A list whose items are judged elsewhere."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.make_error("invalid")
-        return value
+        return read_report(data)
 
 
 class Reports(InputSchema):
-    """The items are judged one by one, so that a bad one never spoils the rest."""
+    """A batch; its items are checked one by one, so that a bad one never spoils the rest."""
 
-    reports = Items(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
+    reports = fields.List(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
 
 
 class ReportSchema(CamelSchema):
@@ -157,6 +149,7 @@ class BatchAnswer(CamelSchema):
     duplicates = fields.Integer(required=True)
     rejected = fields.Integer(required=True)
     results = fields.List(fields.Nested(BatchResult), required=True)
+    license = fields.String()
 
 
 class SummarySchema(CamelSchema):

@@ -14,7 +14,7 @@ from app.context import now
 from app.errors import DomainError
 from app.extensions import db, keyring
 from app.plans import PLANS
-from app.queries import metrics
+from app.queries import report
 
 
 def failing_parts() -> dict[str, str]:
@@ -51,23 +51,26 @@ class _Affairs(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
             with db.statement() as cur:
-                counts = metrics.select_customer_counts(cur, now())
-                ending = metrics.select_trials_ending(cur, now())
+                counts = report.select_customer_counts(cur, now())
+                revenue = report.select_revenue(cur)
+                ending = report.select_trials_ending(cur, now())["count"]
         except DomainError:
             yield GaugeMetricFamily("billing_database_up", "Whether the database answers", 0)
             return
         yield GaugeMetricFamily("billing_database_up", "Whether the database answers", 1)
         customers = GaugeMetricFamily("billing_customers", "Customers", labels=["plan", "status"])
-        revenue = GaugeMetricFamily(
-            "billing_monthly_revenue_usd", "List price of what is live", labels=["plan"]
-        )
-        monthly = {name: 0.0 for name, plan in PLANS.items() if plan.monthly_cents}
         for row in counts:
-            customers.add_metric([row["plan"], row["status"]], row["customers"])
-            if row["plan"] in monthly and row["is_live"]:
-                monthly[row["plan"]] += row["customers"] * (PLANS[row["plan"]].monthly_cents or 0) / 100
+            customers.add_metric([row["plan"], row["status"]], row["count"])
+        monthly = {name: 0.0 for name, plan in PLANS.items() if plan.monthly_cents}
+        for row in revenue:
+            if row["currency"] == "usd":
+                months = 12 if row["interval"] == "year" else 1
+                monthly[row["plan"]] = monthly.get(row["plan"], 0) + row["amount"] / months / 100
+        recurring = GaugeMetricFamily(
+            "billing_monthly_revenue_usd", "Recurring revenue a month, before discounts", labels=["plan"]
+        )
         for plan, amount in monthly.items():
-            revenue.add_metric([plan], amount)
+            recurring.add_metric([plan], amount)
         yield customers
-        yield revenue
+        yield recurring
         yield GaugeMetricFamily("billing_trials_ending_7d", "Trials that end within 7 days", ending)

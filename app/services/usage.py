@@ -1,340 +1,164 @@
 """Usage reports: taking them in, and what they sum up to."""
 
+import csv
 import logging
-import math
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final
 
 import psycopg2
+from marshmallow import ValidationError
 
 from app.context import now
 from app.db import Cursor, Row
 from app.entitlements import entitle
-from app.errors import Conflict, DomainError, Forbidden, NotFound, Unavailable
+from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound, Unavailable, invalid
 from app.extensions import db
 from app.licenses import Token
 from app.observe import REPORTS
-from app.queries import usage
-from app.services.customers import get_customer_with_subscriptions, subscriptions_of
-from app.services.licenses import current_license, is_current, require_serving
+from app.queries import audit, subscriptions, usage
+from app.schemas.usage import MAX_BATCH, read_report
+from app.services.licenses import current_license, is_current, is_older, require_serving
 
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
-DROP_FROM: Final = 10
-"""Below this many active devices a fall is everyday; at or above it, losing half is worth a look."""
-
-OTHER_FIGURES: Final = (
-    "This instance reported other figures for this time. Send a correction under a new time."
-)
-DELETED: Final = "This report was deleted in this moment. Send it again."
-RETRY_MONTH_SECONDS: Final = 60
-FIGURES: Final = ("active_devices", "total_devices")
-FIGURES_OF_A_WINDOW: Final = (
-    "total_reports",
-    "avg_active",
-    "peak_active",
-    "current_active",
-    "current_total",
-)
+ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license", "silent")
+CSV_COLUMNS: Final = ("customer_id", "instance_id", "active_devices", "total_devices", "timestamp")
+FIGURES: Final = ("total_reports", "avg_active", "peak_active", "current_active", "current_total")
+OUTCOMES: Final = {201: "accepted", 200: "duplicate"}
 log = logging.getLogger(__name__)
-_months: dict[tuple[int, int], float] = {}
 
 
-def receive_report(report: dict[str, Any], presented: Token | None) -> tuple[dict[str, Any], bool]:
-    """Store a report: the answer, and whether it is new. `jti` is the license presented, if one was.
+def receive_report(report: Row, presented: Token | None) -> tuple[dict[str, Any], bool]:
+    """Store a report: the answer, and whether it is new. `presented`: the license that came with it.
 
-    Raises Conflict when the same (customer, instance, time) was reported with other figures,
-    Unauthorized or Forbidden when the license is not on record, or revoked.
+    Raises Conflict when the same (customer, instance, time) was reported with other figures, and what
+    `require_serving` does.
     """
-    jti = presented.jti if presented else None
-    _prepare_month(report["reported_at"])
-    since = now() - IN_USE_WITHIN
-    with db.statement() as cur:
-        row = usage.insert_usage_report(cur, report | {"jti": jti, "since": since})
-        row = require_serving(row, report["customer_id"], presented, renewing=True)
-        is_new = row["id"] is not None
-        stored = {"id": row["id"], "created_at": row["created_at"]} if is_new else _first(cur, report)
-        answer = {**report, **stored, "last_reported_at": row["last_reported_at"]}
-        _add_entitlement(answer, row, jti)
-        if is_new:
-            _watch(cur, answer, row, since)
-        else:
-            _judge_anew([report], since)
-    REPORTS.labels("accepted" if is_new else "duplicate").inc()
-    return answer, is_new
+    rows = _store([report], presented)
+    row = require_serving(rows[0] if rows else None, report["customer_id"], presented, renewing=True)
+    [result] = row["results"]
+    status = result["status"]
+    REPORTS.labels(OUTCOMES.get(status, "rejected")).inc()
+    if status not in OUTCOMES:
+        raise _not_stored(status)
+    answer = report | _with_license(row, presented)
+    for name in ("created_at", "last_reported_at"):
+        answer[name] = result[name] and datetime.fromisoformat(result[name]).astimezone(UTC)
+    used, limit = row["active_devices"], answer["device_limit"]
+    answer |= {
+        "id": result["id"],
+        "utilization": utilization(used, limit),
+        "over_limit": limit is not None and used > limit,
+    }
+    warning = usage_warning(used, limit)
+    return (answer | {"warning": warning} if warning else answer), status == 201
 
 
-def _first(cur: Cursor, report: dict[str, Any]) -> Row:
-    """The stored report with this key, if the figures are the same; else Conflict."""
-    stored = _stored(cur, [report]).get(_key(report))
-    if stored is None:
-        raise Unavailable(DELETED)
-    if _differs(report, stored):
-        REPORTS.labels("conflict").inc()
-        raise Conflict(OTHER_FIGURES)
-    return stored
+def receive_batch(items: Sequence[Row | DomainError], presented: Token | None) -> dict[str, Any]:
+    """Store many reports, each on its own: a result per item, in order, as the API has it.
 
-
-def _differs(report: Row, stored: Row) -> bool:
-    return any(stored[name] != report[name] for name in FIGURES)
-
-
-def _add_entitlement(answer: dict[str, Any], row: Row, jti: str | None) -> None:
-    """Add what the customer may use, and the license that an instance with an old one should take."""
-    device_limit = row["device_limit"]
-    if jti is None:
-        device_limit = _entitled(row)["device_limit"]
-    elif row["current_jti"] != jti or not is_current(row):
-        try:
-            current = current_license(answer["customer_id"])
-            device_limit = current["device_limit"]
-            if current["jti"] != jti:
-                answer["license"] = current["token"]
-        except DomainError as error:  # revoked in this moment, or no key to sign with: the report is stored
-            log.warning("no license for a report that was taken in: %s", error.message)
-            device_limit = _entitled(row)["device_limit"]
-    used = answer["active_devices"]
-    answer["device_limit"] = device_limit
-    answer["utilization"] = utilization(used, device_limit)
-    answer["over_limit"] = device_limit is not None and used > device_limit
-    warning = usage_warning(used, device_limit) or usage_warning(
-        used + int(row["others_active"]), device_limit
-    )
-    if warning:
-        answer["warning"] = warning
-
-
-def _entitled(row: Row) -> Row:
-    """The row with what its customer may use now: as the current license says, else derived anew."""
-    if is_current(row):
-        return row
-    return _derived(row, *get_customer_with_subscriptions(row["customer_id"]))
-
-
-def _derived(row: Row, customer: Row, subscriptions: Sequence[Row]) -> Row:
-    granted = entitle(customer, subscriptions, now())
-    return row | {
-        "plan": granted.plan.name, "status": granted.status, "device_limit": granted.device_limit,
-    }  # fmt: skip
-
-
-def _watch(cur: Cursor, answer: dict[str, Any], row: Row, since: datetime) -> None:
-    """Put on record what an operator should see: a threshold crossed, a sudden drop, a shared license."""
-    customer_id, used, limit = answer["customer_id"], answer["active_devices"], answer["device_limit"]
-    last_at, at = row["last_reported_at"], answer["reported_at"]
-    if last_at is None and row["other_instances"]:
-        _record(cur, "shared_license", answer, limit)
-    if last_at is not None and at > last_at and _is_drop(row["last_active"], used):
-        _record(cur, "sudden_drop", answer, limit)
-    if at < since or (last_at is not None and at < last_at):
-        return
-    others = int(row["others_active"])
-    before = others + (row["last_active"] if last_at is not None and last_at >= since else 0)
-    standing: Row | None = row | {"active": others + used}
-    if row["other_instances"] or last_at is None or last_at < since:
-        # Another instance may have reported in the same moment, unseen by either: add up once more.
-        standing = _standing(cur, customer_id, since)
-    if standing is not None:
-        _judge_level(standing, limit, before)
-
-
-def _standing(cur: Cursor, customer_id: str, since: datetime) -> Row | None:
-    """What a customer uses and may use; None when it was erased in this moment."""
-    return next(iter(usage.select_usage_standings(cur, [customer_id], since)), None)
-
-
-def _judge_anew(reports: Iterable[Row], since: datetime) -> None:
-    """For reports that come again: the first time may have been cut off between storing and judging."""
-    for standing in _standings(reports, since).values():
-        _judge_level(standing, _entitled(standing)["device_limit"], standing["active"])
-
-
-def _record(cur: Cursor, kind: str, report: Mapping[str, Any], device_limit: int | None) -> None:
-    usage.insert_usage_alert(
-        cur,
-        report["customer_id"],
-        kind=kind,
-        instance_id=report["instance_id"],
-        active_devices=report["active_devices"],
-        device_limit=device_limit,
-    )
-
-
-def _is_drop(before: int, active: int) -> bool:
-    return before >= DROP_FROM and active * 2 <= before
-
-
-def _judge_level(standing: Row, limit: int | None, before: int) -> None:
-    """Bring the threshold on record up to date; `before` is what was in use before the report."""
-    level = standing["level"]
-    below_before = usage_level(before, limit) < level
-    if usage_level(standing["active"], limit) == level and (
-        level == 0 or (limit == standing["level_limit"] and not below_before)
-    ):
-        return
-    customer_id = standing["customer_id"]
-    with db.transaction() as cur:
-        held = usage.lock_usage_level(cur, customer_id, limit)
-        since = now() - IN_USE_WITHIN
-        present = _standing(cur, customer_id, since)
-        if present is None:
-            return
-        active, limit = present["active"], _entitled(present)["device_limit"]
-        armed_from = held["level"]
-        if _is_more(limit, held["device_limit"]):
-            armed_from = 0
-        elif held["changed_at"] < since:
-            # An instance that fell silent left the sum without a report that could have told.
-            armed_from = min(armed_from, usage_level(before, limit))
-        reached = usage_level(active, limit)
-        usage.update_usage_level(cur, customer_id, level=reached, device_limit=limit)
-        for threshold in (80, 100):
-            if armed_from < threshold <= reached:
-                usage.insert_usage_alert(
-                    cur, customer_id, kind=f"threshold_{threshold}", instance_id=None,
-                    active_devices=active, device_limit=limit,
-                )  # fmt: skip
-
-
-def _is_more(limit: int | None, than: int | None) -> bool:
-    return than is not None and (limit is None or limit > than)
-
-
-def receive_batch(items: Sequence[dict[str, Any] | DomainError], caller: str | None) -> list[dict[str, Any]]:
-    """Store many reports, each on its own: a result per item, in order.
-
-    An item is a report, or the error it was refused with; a result is as the API has it. `caller` is the
-    customer whose license was presented; None is an operator, who may report for everybody.
+    An item is a report, or the error that it was refused with. Without `presented` an operator reports, who
+    may do so for everybody.
     """
-    results: list[dict[str, Any]] = [{} for _ in items]
-    good: dict[int, dict[str, Any]] = {}
+    errors: dict[int, DomainError] = {}
+    reports: dict[int, Row] = {}
     for index, item in enumerate(items):
         if isinstance(item, DomainError):
-            results[index] = _failure(index, item)
-        elif caller is not None and item["customer_id"] != caller:
-            results[index] = _failure(index, Forbidden("This license is for another customer."))
+            errors[index] = item
+        elif presented is not None and item["customer_id"] != presented.customer_id:
+            errors[index] = Forbidden("This license is for another customer.")
         else:
-            good[index] = item
-    if good:
-        _store_batch(good, results)
-    _count_results(results)
-    return results
-
-
-def _store_batch(good: dict[int, dict[str, Any]], results: list[dict[str, Any]]) -> None:
-    since = now() - IN_USE_WITHIN
-    before = _standings(good.values(), since)
-    for index, report in list(good.items()):
-        if report["customer_id"] not in before:
-            results[index] = _failure(index, NotFound(f"There is no customer {report['customer_id']}."))
-            del good[index]
-    if not good:
-        return
-    reports = list(good.values())
-    for moment in {(at.year, at.month): at for at in (report["reported_at"] for report in reports)}.values():
-        _prepare_month(moment)
-    with db.transaction() as cur:
-        new = {_key(row): row for row in usage.insert_usage_reports(cur, reports)}
-        stored = _stored(cur, [report for report in reports if _key(report) not in new])
-        newest = _newest_by_instance(new.values())
-        known = usage.select_instances_by_key(cur, newest) if newest else []
-        if newest:
-            usage.upsert_instances(cur, newest)
-    unused = set(new)
-    for index, report in good.items():
-        key = _key(report)
-        first = new.get(key) or stored.get(key)
-        if first is None:
-            results[index] = _failure(index, Unavailable(DELETED))
-        else:
-            results[index] = _result(index, report, first, is_new=key in unused)
-        unused.discard(key)
-    if newest:
-        _watch_batch(newest, known, before, since)
-    if stored:
-        _judge_anew(stored.values(), since)
-
-
-def _standings(reports: Iterable[Row], since: datetime) -> dict[str, Row]:
-    """What each customer of these reports uses and may use; without those that do not exist."""
-    wanted = sorted({report["customer_id"] for report in reports})
-    with db.statement() as cur:
-        return {row["customer_id"]: row for row in usage.select_usage_standings(cur, wanted, since)}
-
-
-def _stored(cur: Cursor, reports: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    """The stored reports with the keys of these, which are all there unless somebody deletes them.
-
-    A month's partition that is made in this very moment may take them out of a statement's sight, once.
-    """
-    found: dict[tuple[Any, ...], Row] = {}
-    for _ in range(2):
-        missing = [report for report in reports if _key(report) not in found]
-        if missing:
-            found |= {_key(row): row for row in usage.select_usage_reports_by_key(cur, missing)}
-    return found
-
-
-def _result(index: int, report: Row, stored: Row, *, is_new: bool) -> dict[str, Any]:
-    if _differs(report, stored):
-        return _failure(index, Conflict(OTHER_FIGURES))
-    return {"index": index, "status": 201 if is_new else 200, "reportId": stored["id"]}
-
-
-def _newest_by_instance(reports: Iterable[Row]) -> list[Row]:
-    by_time = sorted(reports, key=itemgetter("reported_at"))
-    return list({(row["customer_id"], row["instance_id"]): row for row in by_time}.values())
-
-
-def _watch_batch(
-    newest: Sequence[Row], known: Sequence[Row], before: dict[str, Row], since: datetime
-) -> None:
-    """The same as `_watch`, by the newest of the reports of each instance."""
-    last = {(row["customer_id"], row["instance_id"]): row for row in known}
-    instances = {customer_id: standing["instances"] for customer_id, standing in before.items()}
-    standings = _standings(newest, since)
-    for customer_id, reports in groupby(sorted(newest, key=_key), key=itemgetter("customer_id")):
-        if customer_id not in standings:
-            continue  # erased in this moment
-        standing = standings[customer_id]
-        limit = _entitled(standing)["device_limit"]
-        with db.statement() as cur:
-            for report in reports:
-                previous = last.get((customer_id, report["instance_id"]))
-                if previous is None:
-                    if instances[customer_id]:
-                        _record(cur, "shared_license", report, limit)
-                    instances[customer_id] += 1
-                elif report["reported_at"] > previous["last_reported_at"] and _is_drop(
-                    previous["active_devices"], report["active_devices"]
-                ):
-                    _record(cur, "sudden_drop", report, limit)
-        _judge_level(standing, limit, before[customer_id]["active"])
-
-
-def _count_results(results: Iterable[dict[str, Any]]) -> None:
-    outcomes = Counter(
-        {201: "accepted", 200: "duplicate"}.get(result["status"], "rejected") for result in results
-    )
+            reports[index] = item
+    positions = list(reports)
+    rows = {row["customer_id"]: row for row in _store(list(reports.values()), presented)} if reports else {}
+    results: dict[int, dict[str, Any]] = {}
+    for row in rows.values():
+        for result in row["results"] or ():
+            index, status = positions[result["position"]], result["status"]
+            if status in OUTCOMES:
+                results[index] = {"index": index, "status": status, "reportId": result["id"]}
+            else:
+                errors[index] = _not_stored(status)
+    for index, report in reports.items():
+        if index not in results and index not in errors:
+            errors[index] = _why_not(rows.get(report["customer_id"]), report["customer_id"], presented)
+    for index, error in errors.items():
+        why = error.errors or {"json": [error.message]}
+        results[index] = {"index": index, "status": error.code, "errors": why}
+    outcomes = Counter(OUTCOMES.get(result["status"], "rejected") for result in results.values())
     for outcome, count in outcomes.items():
         REPORTS.labels(outcome).inc(count)
-
-
-def _failure(index: int, error: DomainError) -> dict[str, Any]:
-    return {
-        "index": index,
-        "status": error.code,
-        "errors": error.errors or {"json": [error.message]},
+    answer = {
+        "accepted": outcomes["accepted"],
+        "duplicates": outcomes["duplicate"],
+        "rejected": outcomes["rejected"],
+        "results": [results[index] for index in range(len(items))],
     }
+    own = rows.get(presented.customer_id) if presented else None
+    token = _with_license(own, presented).get("license") if own and own["results"] else None
+    return answer | {"license": token} if token else answer
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, datetime]:
-    return row["customer_id"], row["instance_id"], row["reported_at"]
+def _store(reports: Sequence[Row], presented: Token | None) -> list[Row]:
+    """A row per customer, see `queries.usage.store_usage_reports`."""
+    with db.statement() as cur:
+        rows = usage.store_usage_reports(cur, reports, presented, now() - IN_USE_WITHIN)
+    if any(row["partition_missing"] for row in rows):
+        try:
+            with db.statement() as cur:
+                usage.ensure_usage_partitions(cur)
+        except (DomainError, psycopg2.Error) as error:  # what is stored stays in the default partition
+            log.warning(
+                "no partition for the usage reports of a month yet: %s", str(error).partition("\n")[0]
+            )
+    return rows
+
+
+def _not_stored(status: int) -> DomainError:
+    if status == 409:
+        return Conflict(
+            "Other figures were reported for this instance and time. Send a correction with a new time."
+        )
+    return Unavailable("This report was deleted at the same time. Send it again.")
+
+
+def _why_not(row: Row | None, customer_id: str, presented: Token | None) -> DomainError:
+    try:
+        require_serving(row, customer_id, presented, renewing=True)
+    except DomainError as error:
+        return error
+    return Unavailable("The license changed at the same time. Send it again.")
+
+
+def _with_license(row: Row, presented: Token | None) -> dict[str, Any]:
+    """The device limit of now and, where the license presented is no longer the current one, that."""
+    if presented and not (row["jti"] == presented.jti and is_current(row) and not is_older(row, presented)):
+        try:
+            current = current_license(row["customer_id"], presented, renewing=True)
+        except (
+            DomainError
+        ) as error:  # the report is stored: that the license cannot be renewed now is no error
+            log.warning("no license for a report that was stored: %s", error.message)
+        else:
+            renewed = {} if current["jti"] == presented.jti else {"license": current["token"]}
+            return {"device_limit": current["device_limit"], **renewed}
+    with db.statement() as cur:
+        return {"device_limit": _entitled(cur, row)["device_limit"]}
+
+
+def _entitled(cur: Cursor, row: Row) -> Row:
+    """The row with plan, status and device limit of now: as the current license says, else derived again."""
+    if is_current(row):
+        return row
+    found = subscriptions.select_customer_with_subscriptions(cur, row["customer_id"])
+    return row | _granted(*found) if found else row
+
+
+def _granted(customer: Row, rows: Sequence[Row]) -> Row:
+    granted = entitle(customer, rows, now())
+    return {"plan": granted.plan.name, "status": granted.status, "device_limit": granted.device_limit}
 
 
 def usage_of(
@@ -347,50 +171,81 @@ def usage_of(
 ) -> dict[str, Any]:
     """One customer's reports (newest first), figures and silent instances over the last `days` × 24 h.
 
-    `jti` is the license presented, if one was; raises what `check_presented` does.
+    Raises what `require_serving` does.
     """
     since, silent_before = now() - timedelta(days=days), now() - SILENT_AFTER
-    silent: list[Row] = []
+    jti = presented.jti if presented else None
     with db.statement() as cur:
-        found = usage.select_usage_of(
-            cur,
-            customer_id,
-            jti=presented.jti if presented else None,
-            since=since,
-            silent_before=silent_before,
-        )
-        row = require_serving(found, customer_id, presented)
-        reports = usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before)
-        if row["any_silent"]:
-            silent = usage.select_silent_instances(cur, customer_id=customer_id, before=silent_before)
-    row = _entitled(row)
-    return {
-        "plan": row["plan"],
-        "device_limit": row["device_limit"],
-        "reports": reports,
-        "summary": summarize(row),
-        "silent_instances": silent,
-    }
+        found = usage.select_usage_of(cur, customer_id, jti=jti, since=since)
+        row = _entitled(cur, require_serving(found, customer_id, presented))
+        return {
+            "plan": row["plan"],
+            "device_limit": row["device_limit"],
+            "reports": usage.select_usage_reports(cur, customer_id, since=since, limit=limit, before=before),
+            "summary": _summary(row),
+            "silent_instances": usage.select_silent_instances(
+                cur, customer_id=customer_id, before=silent_before
+            ),
+        }
 
 
 def overview(*, days: int, limit: int | None = None, after: int | None = None) -> list[Row]:
     """A page of customers (or all) with what each may use and its figures over the last `days` × 24 h."""
     with db.statement() as cur:
         rows = usage.select_usage_overview(cur, since=now() - timedelta(days=days), limit=limit, after=after)
-    outdated = [row for row in rows if not is_current(row)]
-    of = subscriptions_of(outdated) if outdated else {}
-    lines = [_derived(row, row, of[row["customer_id"]]) if row["customer_id"] in of else row for row in rows]
-    return [line | {"summary": summarize(line)} for line in lines]
+        outdated = {row["customer_id"]: row for row in rows if not is_current(row)}
+        of: dict[str, list[Row]] = {customer_id: [] for customer_id in outdated}
+        for subscription in subscriptions.select_subscriptions(cur, list(of)) if of else ():
+            of[subscription["customer_id"]].append(subscription)
+    for customer_id, row in outdated.items():
+        row.update(_granted(row, of[customer_id]))
+    return [row | {"summary": _summary(row)} for row in rows]
 
 
-def summarize(row: Row) -> dict[str, Any]:
+def top(over: float, *, days: int = 7) -> list[Row]:
+    """The lines of `overview` at or over this utilization (a ratio), worst first; none that has no limit."""
+    lines = [line for line in overview(days=days) if (line["summary"]["utilization"] or 0) >= over]
+    limited = [line for line in lines if line["device_limit"] is not None]
+    return sorted(limited, key=lambda line: -line["summary"]["utilization"])
+
+
+def days_of(customer_ids: Sequence[str], *, days: int) -> dict[str, list[Row]]:
+    """Per customer {day, active, reports} for each UTC day with a report, oldest first."""
+    found: dict[str, list[Row]] = {customer_id: [] for customer_id in customer_ids}
+    with db.statement() as cur:
+        for row in usage.select_usage_days(cur, customer_ids, now() - timedelta(days=days)):
+            found[row["customer_id"]].append(row)
+    return found
+
+
+def alerts(*, days: int, customer_id: str | None = None, kind: str | None = None) -> list[Row]:
+    """What an operator should look at, newest first: ALERTS of the last days, and every silent instance."""
+    with db.statement() as cur:
+        return usage.select_usage_alerts(
+            cur,
+            customer_id=customer_id,
+            kind=kind,
+            since=now() - timedelta(days=days),
+            now=now(),
+            in_use_within=IN_USE_WITHIN,
+            silent_after=SILENT_AFTER,
+        )
+
+
+def silent_instances(customer_id: str | None = None) -> list[Row]:
+    """The instances that have not reported for 48 hours, of one customer or of all, longest first."""
+    with db.statement() as cur:
+        return usage.select_silent_instances(cur, customer_id=customer_id, before=now() - SILENT_AFTER)
+
+
+def _summary(row: Row) -> dict[str, Any]:
     """The summary of the API: the figures of a row against its device limit."""
-    used, device_limit = row["current_active"], row["device_limit"]
+    used, limit = row["current_active"], row["device_limit"]
     return {
-        **{name: row[name] for name in FIGURES_OF_A_WINDOW},
-        "limit": device_limit,
-        "remaining": None if device_limit is None else max(0, device_limit - used),
-        "utilization": utilization(used, device_limit),
+        **{name: row[name] for name in FIGURES},
+        "limit": limit,
+        "remaining": None if limit is None else max(0, limit - used),
+        "utilization": utilization(used, limit),
     }
 
 
@@ -399,19 +254,72 @@ def utilization(active: int, device_limit: int | None) -> float | None:
     return None if device_limit is None else active / device_limit
 
 
-def usage_level(active: int, device_limit: int | None) -> int:
-    """The threshold reached: 0, 80 or 100 (percent)."""
-    if device_limit is None or active * 100 < 80 * device_limit:
-        return 0
-    return 80 if active < device_limit else 100
-
-
 def usage_warning(active: int, device_limit: int | None) -> str | None:
     """A sentence from 80 % on."""
-    if usage_level(active, device_limit) == 0:
+    if device_limit is None or active * 100 < 80 * device_limit:
         return None
-    assert device_limit is not None
     return f"{active / device_limit:.1%} of the device limit is in use ({active} of {device_limit})."
+
+
+def import_csv(file: Iterable[str]) -> Iterator[Row]:
+    """Take older history in: per line {line, status, message?}, status as in a batch. No bound on the age.
+
+    Raises Invalid for another header than CSV_COLUMNS, in any order.
+    """
+    reader = csv.reader(file)
+    header = next(reader, [])
+    if sorted(header) != sorted(CSV_COLUMNS):
+        raise Invalid(f"Line 1: expected the columns {','.join(CSV_COLUMNS)}, not {','.join(header)}.")
+    lines: list[int] = []
+    items: list[Row | DomainError] = []
+    for cells in reader:
+        if cells:
+            lines.append(reader.line_num)
+            items.append(_read_line(header, cells))
+        if len(items) == MAX_BATCH:
+            yield from _import_batch(lines, items)
+            lines, items = [], []
+    if items:
+        yield from _import_batch(lines, items)
+
+
+def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError:
+    if len(cells) != len(header):
+        return Invalid(f"{len(cells)} cells instead of {len(header)}")
+    report: dict[str, Any] = dict(zip(header, cells, strict=True))
+    for name in ("active_devices", "total_devices"):
+        if report[name].isascii() and report[name].isdigit() and len(report[name]) < 10:
+            report[name] = int(report[name])
+    try:
+        return read_report(report, back=None)
+    except ValidationError as error:
+        return invalid("csv", error.messages)
+
+
+def _import_batch(lines: Sequence[int], items: Sequence[Row | DomainError]) -> Iterator[Row]:
+    for line, result in zip(lines, receive_batch(items, None)["results"], strict=True):
+        errors = result.get("errors", {})
+        found = errors.get("csv") or errors.get("json") or {}
+        texts = (
+            [f"{name}: {' '.join(said)}" for name, said in found.items()]
+            if isinstance(found, dict)
+            else found
+        )
+        yield {"line": line, "status": result["status"], "message": " ".join(texts) or None}
+
+
+def retire_instance(customer_id: str, instance_id: str) -> None:
+    """Take an instance that will not come back out of every current figure, until it reports again."""
+    with db.transaction() as cur:
+        if not usage.retire_instance(cur, customer_id, instance_id, now()):
+            raise NotFound(f"{customer_id} has no instance {instance_id}.")
+        audit.insert_audit(cur, "instance.retire", customer_id=customer_id, subject=instance_id)
+
+
+def prunable(older_than_days: int) -> int:
+    """How many reports are older than that."""
+    with db.statement() as cur:
+        return usage.count_usage_reports(cur, now() - timedelta(days=older_than_days))
 
 
 def prune(older_than_days: int) -> int:
@@ -425,25 +333,7 @@ def prune(older_than_days: int) -> int:
         deleted = sum(usage.drop_usage_partition(cur, month) for month in months)
         deleted += usage.delete_usage_reports(cur, cutoff)
         usage.delete_instances(cur, cutoff)
+    with db.transaction() as cur:
+        note = {"deleted": deleted, "older_than_days": older_than_days}
+        audit.insert_audit(cur, "usage.prune", customer_id=None, subject="usage_reports", note=note)
     return deleted
-
-
-def _prepare_month(moment: datetime) -> None:
-    """Make sure, once per process and month, that its partition is there, and the next one ahead of time.
-
-    Where that fails (a backup holds the table, or the role may not create) the default partition takes
-    the reports, until a later try moves them.
-    """
-    at = moment.astimezone(UTC)
-    month, tried = (at.year, at.month), _months
-    if time.monotonic() < tried.get(month, 0.0):
-        return
-    tried[month] = time.monotonic() + RETRY_MONTH_SECONDS
-    with db.statement() as cur:
-        try:
-            for needed in (at, (at.replace(day=1) + timedelta(days=32)).replace(day=1)):
-                usage.ensure_usage_partition(cur, needed)
-        except psycopg2.Error as error:
-            log.warning("no partition for %d-%02d yet: %s", *month, str(error).partition("\n")[0])
-            return
-    tried[month] = math.inf

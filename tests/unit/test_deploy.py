@@ -11,9 +11,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from app.http import LONG_BODY_LIMIT
 
 from app.config import load_settings
-from app.http import LONG_BODY_LIMIT
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -1,0 +1,73 @@
+"""`flask report`: the state of the business on one screen."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from cli.output import DOUBLE_RULE, Answer, Column, Group, Table, fields, money
+
+commands = Group("commands")
+LABELS = {
+    "customers": "Customers", "revenue": "Recurring Revenue", "pastDue": "Past Due",
+    "trialsEnding": "Trials Ending", "paymentsFailed": "Payments Failed",
+    "licensesLapsing": "Licenses Lapsing", "silentInstances": "Silent Instances", "overage": "Overage",
+}  # fmt: skip
+
+
+@commands.command("report", csv=True)
+@click.option("--details", is_flag=True, help="With the names behind each number.")
+def report(details: bool) -> Answer:
+    """Show the state of the business: customers, revenue, and what needs attention.
+
+    \b
+    Examples:
+      flask report --details
+      flask report --csv > revenue.csv
+    """
+    from app.services.report import business_report
+
+    found = business_report(names=details)
+    owed = {"plan": None, "interval": None, "currency": "usd", "amount": found["overage"]["amount"]}
+    lines = [
+        *({"kind": "revenue"} | row for row in found["revenue"]),
+        *({"kind": "past_due"} | row for row in found["pastDue"]),
+        {"kind": "overage"} | owed,
+    ]
+    return Answer(found, _screen(found), csv=(("kind", "plan", "interval", "currency", "amount"), lines))
+
+
+def _screen(found: dict[str, Any]) -> Iterator[str | Table]:
+    yield f"Business Report:\n{DOUBLE_RULE}\n\nCustomers:"
+    yield Table(
+        [Column("Plan", 16), Column("Status", 20), Column("Customers", 10, right=True)],
+        [(row["plan"].upper(), row["status"].upper(), row["count"]) for row in found["customers"]],
+    )
+    yield "\nRecurring Revenue (before discounts):"
+    rows = [("", row) for row in found["revenue"]] + [("past due", row) for row in found["pastDue"]]
+    yield Table(
+        [Column("Plan", 16), Column("Interval", 10), Column("Amount", 14, right=True), Column("")],
+        [(r["plan"].upper(), r["interval"], money(r["amount"], r["currency"]), mark) for mark, r in rows],
+    )
+    silent, owed = found["silentInstances"], found["overage"]
+    yield "\nAttention:"
+    yield fields(
+        {
+            "Trials Ending": f"{found['trialsEnding']} within 7 days",
+            "Payments Failed": found["paymentsFailed"],
+            "Licenses Lapsing": f"{found['licensesLapsing']} within 7 days or ended",
+            "Silent Instances": f"{silent['count']} of {silent['customers']} customer(s)",
+            "Overage": f"{money(owed['amount'], 'usd')} for {owed['deviceDays']} device-days not billed yet",
+        },
+        width=20,
+    )
+    for name, entries in found.get("details", {}).items():
+        yield f"\n{LABELS[name]}:"
+        for entry in entries:
+            if isinstance(entry, str):
+                yield f"  {entry}"
+            else:
+                title = " ".join(str(entry[key]) for key in entry if key != "customers")
+                yield f"  {title}:"
+                yield from (f"    {who}" for who in entry["customers"])
+    yield DOUBLE_RULE
