@@ -1,102 +1,96 @@
-"""`flask stripe …` and `flask webhook …`: keeping the database where Stripe is."""
+"""`flask stripe …` and `flask webhook …`: keep the database at Stripe's state."""
 
-import sys
+from datetime import timedelta
 
 import click
 
+from app.context import now
 from app.extensions import db
+from app.queries import audit
 from app.queries import events as event_rows
-from app.schemas.webhooks import EndpointRequest
-from app.services import stripe_sync
-from app.services.stripe_setup import set_up
+from app.queries.stripe import insert_ignored
 from cli.output import (
+    Answer,
+    Column,
     Group,
-    as_json,
-    echo_json,
-    echo_rows_json,
-    echo_table,
+    Table,
+    confirm,
+    customer_argument,
     hint,
     load,
     local_time,
+    progress,
+    yes_option,
 )
 
 stripe_group = Group("stripe", help="Stripe: set up an account, sync with it.")
-webhook = Group("webhook", help="Stripe's events: list, replay.")
+webhook = Group("webhook", help="Stripe's events: list, replay, prune.")
 
 
 @stripe_group.command("setup")
 @click.option("--webhook-url", help="Also make the webhook endpoint with this address.")
-@as_json
-def setup(webhook_url: str | None, to_json: bool) -> None:
+def setup(webhook_url: str | None) -> Answer:
     """Make products, prices and the webhook endpoint at Stripe, or find them; print the .env lines.
 
     \b
     Example:
       flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
     """
+    from app.schemas.webhooks import EndpointRequest
+    from app.services.stripe_setup import set_up
+
     lines, notes = set_up(load(EndpointRequest(), url=webhook_url)["url"])
     for note in notes:
         hint(note)
-    if to_json:
-        echo_json(lines)
-        return
-    for name, value in lines.items():
-        click.echo(f"{name}={value}")
+    return Answer({"env": lines, "notes": notes}, [f"{name}={value}" for name, value in lines.items()])
 
 
 @stripe_group.command("sync")
-@click.option("--customer", "customer_id", metavar="CUSTOMER_ID", help="Only this one.")
+@customer_argument(required=False)
 @click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
-@as_json
-def sync(customer_id: str | None, dry_run: bool, to_json: bool) -> None:
-    """Fetch the truth from Stripe, print what differs and mend it; exit 1 when some could not be.
+@click.option(
+    "--ignore", "ignored", multiple=True, metavar="STRIPE_ID",
+    help="Never again name this payer (a subscription, customer, price or product at Stripe).",
+)  # fmt: skip
+def sync(customer_id: str | None, dry_run: bool, ignored: tuple[str, ...]) -> Answer:
+    """Fetch Stripe's state, print what differs and mend it.
+
+    Exit 1 when something could not be mended, is not found at Stripe, or pays without getting a license.
 
     \b
-    Example:
+    Examples:
       flask stripe sync --dry-run
+      flask stripe sync --ignore prod_SupportContract
     """
-    failed: dict[str, str] = {}
+    from app.services.stripe_reconcile import sync_all, sync_one
+
+    if ignored:
+        with db.transaction("stripe.ignore") as cur:
+            for stripe_id in ignored:
+                insert_ignored(cur, stripe_id)
+                audit.insert_audit(cur, "stripe.ignore", customer_id=None, subject=stripe_id)
     if customer_id:
-        found = stripe_sync.sync_one(customer_id, dry_run=dry_run)
+        report = sync_one(customer_id, dry_run=dry_run)
     else:
-        with click.progressbar(
-            length=0, label="Comparing", file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar:
-
-            def progress(done: int, ahead: int) -> None:
-                bar.length = (bar.length or 0) + ahead
-                bar.update(done)
-
-            found, failed = stripe_sync.sync_all(dry_run=dry_run, progress=progress)
-    if to_json:
-        echo_rows_json(
-            [
-                {
-                    "customer_id": d.customer_id,
-                    "subject": d.subject,
-                    "ours": d.ours,
-                    "stripes": d.stripes,
-                }
-                for d in found
-            ]
-        )
-    else:
-        for d in found:
-            click.echo(f"{d.customer_id}  {d.subject}: {d.ours} → {d.stripes}")
-        verb = "found" if dry_run else "mended"
-        click.echo(f"{len(found)} difference(s) {verb}.")
-    for failing, reason in failed.items():
-        hint(f"⚠️  {failing} could not be mended: {reason}")
-    if failed or (dry_run and found):
-        raise click.exceptions.Exit(1)
+        with progress("Comparing") as advance:
+            report = sync_all(dry_run=dry_run, progress=advance)
+    lines = [f"{d.customer_id}  {d.subject}: {d.ours} → {d.stripes}" for d in report.differences]
+    lines.append(f"{len(report.differences)} difference(s) {'found' if dry_run else 'mended'}.")
+    for subscription_id, reason in report.payers.items():
+        lines.append(f"⚠️  {subscription_id}: {reason}, and gets no license")
+    for stripe_id, reason in report.missing.items():
+        lines.append(f"⚠️  {stripe_id} {reason}; nothing was changed")
+    for failing, reason in report.failed.items():
+        lines.append(f"❌ {failing} could not be mended: {reason}")
+    open_ends = report.failed or report.payers or report.missing
+    return Answer(report.as_dict, lines, exit_code=1 if open_ends or (dry_run and report.differences) else 0)
 
 
 @webhook.command("list")
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@as_json
-def list_events(failed: bool, limit: int, to_json: bool) -> None:
-    """List the events Stripe sent, newest first.
+def list_events(failed: bool, limit: int) -> Answer:
+    """List the events that Stripe sent, newest first.
 
     \b
     Example:
@@ -104,28 +98,52 @@ def list_events(failed: bool, limit: int, to_json: bool) -> None:
     """
     with db.statement() as cur:
         rows = event_rows.select_events(cur, limit=limit, failed=failed)
-    if to_json:
-        echo_rows_json(rows)
-        return
-    columns = (("Received", 23), ("Event ID", 30), ("Type", 36), ("Outcome", 8), ("Error", 0))
-    echo_table(
-        columns,
-        ((local_time(r["received_at"]), r["event_id"], r["type"], r["outcome"], r["error"]) for r in rows),
-    )
+    columns = [
+        Column("Received", 23), Column("Event ID", 30, is_id=True), Column("Type", 36), Column("Outcome", 8),
+        Column("Error or note"),
+    ]  # fmt: skip
+    cells = [
+        (local_time(r["received_at"]), r["event_id"], r["type"], r["outcome"], r["error"] or r["note"])
+        for r in rows
+    ]
+    return Answer(rows, [Table(columns, cells)])
 
 
 @webhook.command("replay")
 @click.argument("event_id")
-@as_json
-def replay(event_id: str, to_json: bool) -> None:
+def replay(event_id: str) -> Answer:
     """Follow an event once more: fetch the present state of its customer.
 
     \b
     Example:
       flask webhook replay evt_1Abc
     """
-    outcome = stripe_sync.replay_event(event_id)
-    if to_json:
-        echo_json({"eventId": event_id, "outcome": outcome})
-    else:
-        click.echo(f"✅ {event_id}: {outcome}")
+    from app.services.stripe_events import replay_event
+
+    outcome = replay_event(event_id)
+    return Answer({"event_id": event_id, "outcome": outcome}, [f"✅ {event_id}: {outcome}"])
+
+
+@webhook.command("prune")
+@click.option(
+    "--older-than", "days", type=click.IntRange(min=30), required=True, metavar="DAYS",
+    help="At least 30, as long as Stripe keeps them itself.",
+)  # fmt: skip
+@yes_option
+def prune(days: int, yes: bool) -> Answer:
+    """Remove old events; those that failed stay.
+
+    \b
+    Example:
+      flask webhook prune --older-than 90
+    """
+    older_than = now() - timedelta(days=days)
+    with db.statement() as cur:
+        count = event_rows.count_events(cur, older_than)
+    confirm(f"Remove {count} event(s) received more than {days} days ago?", yes=yes)
+    with db.transaction() as cur:
+        removed = event_rows.delete_events(cur, older_than)
+        audit.insert_audit(
+            cur, "webhook.prune", customer_id=None, subject="stripe_events", note={"removed": removed}
+        )
+    return Answer({"removed": removed}, [f"✅ Removed {removed} event(s)."])

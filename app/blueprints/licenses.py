@@ -18,7 +18,7 @@ from app.schemas.licenses import (
     VerifyAnswer,
     VerifyRequest,
 )
-from app.schemas.subscriptions import NoBody
+from app.schemas.subscriptions import EmptyRequest
 from app.services import licenses
 
 blp = Blueprint("licenses", __name__, description="What they may use, in a signed token")
@@ -45,7 +45,7 @@ def revoke(body: dict[str, Any], customer_id: str) -> Row:
 
 @blp.route("/api/licenses/<customer_id>/reinstate", methods=["POST"])
 @admin
-@blp.arguments(NoBody)
+@blp.arguments(EmptyRequest)
 @blp.response(200, RevocationAnswer)
 def reinstate(_body: dict[str, Any], customer_id: str) -> Row:
     """Give out licenses again, beginning with a new one"""

@@ -49,6 +49,18 @@ class Report:
     payers: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: lists instead of mappings."""
+        listed = {
+            name: [{"id": key, "reason": reason} for key, reason in getattr(self, name).items()]
+            for name in ("failed", "payers", "missing")
+        }
+        differences = [
+            {"customerId": d.customer_id, "subject": d.subject, "ours": d.ours, "stripes": d.stripes}
+            for d in self.differences
+        ]
+        return {"differences": differences, **listed}
+
 
 @dataclass(slots=True)
 class Here:
