@@ -22,6 +22,10 @@ _DROP_OURS: Final = """
     SELECT FORMAT('DROP FUNCTION IF EXISTS %s CASCADE', oid::REGPROCEDURE)
       FROM pg_proc
      WHERE pronamespace = CURRENT_SCHEMA::REGNAMESPACE AND proowner = CURRENT_USER::REGROLE
+    UNION ALL
+    SELECT FORMAT('DROP TYPE IF EXISTS %s CASCADE', reltype::REGTYPE)
+      FROM pg_class
+     WHERE relkind = 'c' AND relnamespace = CURRENT_SCHEMA::REGNAMESPACE AND relowner = CURRENT_USER::REGROLE
 """
 # What pg_restore 17 and newer set for every server, and older servers do not know; 0 is the default.
 _NEWER_SETTING: Final = b"SET transaction_timeout = 0;"
