@@ -17,6 +17,7 @@ from tests.tokens import base64url, claims_of, expired, resign, segment
 
 # What the contract says of each route: who may call it.
 GUARDS = {
+    "GET /": "public",
     "POST /api/customers": "admin",
     "GET /api/customers": "admin",
     "GET /api/customers/<customer_id>": "own",
@@ -40,6 +41,8 @@ GUARDS = {
     "POST /api/usage/report": "own",
     "POST /api/usage/reports": "own",
     "GET /api/usage/<customer_id>": "own",
+    "GET /api/usage/<customer_id>/billing": "own",
+    "GET /api/usage/<customer_id>/billing/<day>": "own",
     "GET /api/usage": "admin",
     "POST /webhooks/stripe": "stripe",
     "GET /checkout/success": "public",
@@ -63,6 +66,7 @@ def call(client, route, headers, customer, **options):
     method, path = route.split(" ")
     customer_id, subscription_id = customer["customerId"], customer["subscription"]["subscriptionId"]
     path = path.replace("<customer_id>", customer_id)
+    path = path.replace("<day>", "2026-01-31")
     path = path.replace("<any_id>", subscription_id).replace("<subscription_id>", subscription_id)
     plan = {"customerId": customer_id, "plan": "starter"}
     bodies = {
