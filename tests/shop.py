@@ -21,7 +21,8 @@ class Shop:
         self.client: FlaskClient = app.test_client()
         result = app.test_cli_runner().invoke(args=["stripe", "setup"])
         assert result.exit_code == 0, result.output
-        self.prices = {price["metadata"].get("zemfyre_plan"): price["id"] for price in sandbox.every("price")}
+        monthly = [p for p in sandbox.every("price") if p["recurring"]["interval"] == "month"]
+        self.prices = {price["metadata"].get("zemfyre_plan"): price["id"] for price in monthly}
         sandbox.webhooks.targets[HOOK] = WEBHOOK_SECRET
         sandbox.webhooks.transport = lambda url, body, headers: self.hook(body, headers).status_code
         sandbox.requests.clear()
