@@ -737,7 +737,7 @@ def test_no_request_reads_a_whole_table(client: FlaskClient, sql: Sql) -> None:
 
     def scans() -> dict[str, int]:
         sql("SELECT PG_STAT_FORCE_NEXT_FLUSH()")
-        rows = sql("SELECT relname, seq_scan FROM pg_stat_user_tables JOIN pg_class ON oid = relid"
+        rows = sql("SELECT s.relname, seq_scan FROM pg_stat_user_tables AS s JOIN pg_class ON oid = relid"
                    " WHERE reltuples > 100")  # fmt: skip
         return {row["relname"]: row["seq_scan"] for row in rows}
 
