@@ -70,6 +70,7 @@ reuse_port = False
 worker_class = "gthread"
 workers = settings.web_concurrency
 threads = settings.web_threads
+worker_connections = 500  # well below the usual limit of 1024 open files
 timeout = 60
 graceful_timeout = 30  # for requests under way after SIGTERM
 keepalive = KEEP_ALIVE_SECONDS
@@ -79,7 +80,6 @@ loglevel = settings.log_level
 proc_name = "zemfyre-billing"
 worker_tmp_dir = shared_memory
 control_socket_disable = True
-
 
 # The garbage collector writes to the objects that it visits: each worker would get copies of them.
 gc.unfreeze()

@@ -13,7 +13,7 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
 from app import auth
-from app.encoding import read_json
+from app.encoding import camel_case, read_json
 from app.errors import BadRequest, DomainError, Invalid, TooLarge, UnsupportedMediaType, http_error, invalid
 from app.schemas.base import ErrorSchema
 
@@ -127,7 +127,7 @@ class Blueprint(flask_smorest.Blueprint):
     ) -> Callable[[Any], Any]:
         """The view's first argument: body or query as the schema loads it."""
         options["required"] = location == "json" and not getattr(schema, "body_optional", False)
-        decorator: Callable[[Any], Any] = super().arguments(schema, location=location, **options)
+        decorator: Callable[[Any], Any] = super().arguments(schema(), location=location, **options)
         return decorator
 
     def route(self, rule: str, *, errors: tuple[int, ...] = (), **options: Any) -> Callable[[Any], Any]:
@@ -138,7 +138,7 @@ class Blueprint(flask_smorest.Blueprint):
             parameters = getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
             places = {parameter["in"] for parameter in parameters}
             codes = {429, 503, *errors}
-            extra: dict[str, Any] = {}
+            extra: dict[str, Any] = {"operationId": self._operation_id(view.__name__)}
             if view.guard in ("admin", "own"):
                 codes |= {401, 403}
                 extra["security"] = [{"bearer": []}]
@@ -154,6 +154,10 @@ class Blueprint(flask_smorest.Blueprint):
             return register(self.doc(responses={c: _refusal(c) for c in sorted(codes)}, **extra)(view))
 
         return decorator
+
+    def _operation_id(self, view_name: str) -> str:
+        """`create` of the blueprint `customers` is createCustomer; a name of several words stands alone."""
+        return camel_case(view_name if "_" in view_name else f"{view_name}_{self.name.removesuffix('s')}")
 
 
 def _refusal(code: int) -> dict[str, Any]:

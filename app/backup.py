@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 from psycopg2.extensions import make_dsn, parse_dsn
 
@@ -22,6 +22,10 @@ _DROP_OURS: Final = """
     SELECT FORMAT('DROP FUNCTION IF EXISTS %s CASCADE', oid::REGPROCEDURE)
       FROM pg_proc
      WHERE pronamespace = CURRENT_SCHEMA::REGNAMESPACE AND proowner = CURRENT_USER::REGROLE
+    UNION ALL
+    SELECT FORMAT('DROP TYPE IF EXISTS %s CASCADE', reltype::REGTYPE)
+      FROM pg_class
+     WHERE relkind = 'c' AND relnamespace = CURRENT_SCHEMA::REGNAMESPACE AND relowner = CURRENT_USER::REGROLE
 """
 # What pg_restore 17 and newer set for every server, and older servers do not know; 0 is the default.
 _NEWER_SETTING: Final = b"SET transaction_timeout = 0;"
@@ -47,15 +51,10 @@ def restore(db: Database, file: str) -> None:
 
     Tables that a migration made and nobody has filled are replaced by those of the dump.
     """
-    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/restore.sql", "w+b") as script:
-        _run(
-            "pg_restore",
-            "--no-owner",
-            "--no-privileges",
-            "--file=-",
-            str(Path(file).absolute()),
-            output=script,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "restore.sql"
+        options = ("--no-owner", "--no-privileges", f"--file={script}")
+        _run("pg_restore", *options, str(Path(file).absolute()))
         _blank_newer_setting(script)
         with db.statement() as cur:
             migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
@@ -64,7 +63,7 @@ def restore(db: Database, file: str) -> None:
             drops = [f"--command={row['statement']}" for row in cur.all(_DROP_OURS)]
         _run(
             "psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1",
-            "--command=SET client_min_messages = warning", *drops, f"--file={script.name}", url=db.url,
+            "--command=SET client_min_messages = warning", *drops, f"--file={script}", url=db.url,
         )  # fmt: skip
 
 
@@ -80,24 +79,21 @@ def program(name: str, *args: str, url: str) -> tuple[list[str], dict[str, str]]
     return [_find(name), f"--dbname={make_dsn(**target)}", *args], environ
 
 
-def _run(name: str, *args: str, url: str | None = None, output: IO[Any] | int = subprocess.DEVNULL) -> None:
+def _run(name: str, *args: str, url: str | None = None) -> None:
     command, environ = program(name, *args, url=url) if url else ([_find(name), *args], dict(os.environ))
-    done = subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, check=False
-    )
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        said = done.stderr.strip().splitlines() or ["no message"]
         raise DomainError(f"{name} failed: {said[0]}")
 
 
-def _blank_newer_setting(script: IO[bytes]) -> None:
+def _blank_newer_setting(script: Path) -> None:
     """Overwrite that line, which stands among the first, with spaces."""
-    script.seek(0)
-    at = script.read(4096).find(_NEWER_SETTING)
-    if at >= 0:
-        script.seek(at)
-        script.write(b" " * len(_NEWER_SETTING))
-    script.flush()
+    with open(script, "r+b") as file:
+        at = file.read(4096).find(_NEWER_SETTING)
+        if at >= 0:
+            file.seek(at)
+            file.write(b" " * len(_NEWER_SETTING))
 
 
 def _find(name: str) -> str:

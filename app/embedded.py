@@ -55,7 +55,7 @@ def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
         fcntl.flock(users, fcntl.LOCK_SH)
         with _exclusively(data_dir):
             url = _ensure_running(data_dir, _SETTINGS | (extra_settings or {}))
-        log.warning("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
+        log.info("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
         _started[data_dir] = url, users
         atexit.register(stop, data_dir, os.getpid())
         _exit_on_signals()

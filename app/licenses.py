@@ -13,17 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from jose import jwk, jws
-from jose.backends.cryptography_backend import CryptographyRSAKey
+from typing import TYPE_CHECKING, Any, Final
 
 from app.encoding import read_json, rfc3339
 from app.entitlements import Entitlement
 from app.plans import UNLIMITED_IN_LICENSE
+
+# python-jose and cryptography are imported where they are used, as they take a third of a command's time.
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 ALGORITHM: Final = "RS256"
 MIN_KEY_BITS: Final = 2048
@@ -32,10 +30,6 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII
 _KID: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _CUSTOMER_ID: Final = re.compile(r"cust_[a-z0-9]{12,250}", re.ASCII)
 _SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
-
-if jwk.get_key(ALGORITHM) is not CryptographyRSAKey:
-    # Without its `cryptography` extra python-jose falls back silently to pure Python, 77 times slower.
-    raise ImportError("python-jose runs without cryptography; install python-jose[cryptography]")
 
 
 class InvalidKey(Exception):
@@ -60,7 +54,7 @@ class PublicKey:
     @cached_property
     def key(self) -> Any:
         """The parsed key; parsing costs far more than a verification, hence once."""
-        return jwk.construct(self.pem, ALGORITHM)
+        return _jose_key(self.pem)
 
     def as_jwk(self) -> dict[str, str]:
         """RFC 7517 member of the JWK Set."""
@@ -100,6 +94,10 @@ class Token:
 
 def parse_public_key(pem: bytes) -> PublicKey:
     """Raises InvalidKey unless `pem` is an RSA public key of at least 2048 bits."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):
@@ -116,6 +114,10 @@ def parse_public_key(pem: bytes) -> PublicKey:
 
 def parse_private_key(pem: bytes) -> SigningKey:
     """Raises InvalidKey unless `pem` is an unencrypted RSA private key of at least 2048 bits."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -127,11 +129,24 @@ def parse_private_key(pem: bytes) -> SigningKey:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    return SigningKey(public, CryptographyRSAKey(key, ALGORITHM))
+    return SigningKey(public, _jose_key(key))
+
+
+def _jose_key(key: Any) -> Any:
+    from jose import jwk
+    from jose.backends.cryptography_backend import CryptographyRSAKey
+
+    if jwk.get_key(ALGORITHM) is not CryptographyRSAKey:
+        # Without its `cryptography` extra python-jose falls back silently to pure Python, 77 times slower.
+        raise ImportError("python-jose runs without cryptography; install python-jose[cryptography]")
+    return CryptographyRSAKey(key, ALGORITHM)
 
 
 def generate_private_key() -> bytes:
     """A fresh 2048-bit RSA key as PKCS#8 PEM."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
     return rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -191,6 +206,8 @@ def fingerprint(claims: Mapping[str, Any]) -> str:
 
 
 def sign(claims: Mapping[str, Any], key: SigningKey) -> str:
+    from jose import jws
+
     return str(jws.sign(claims, key.private, headers={"kid": key.public.kid}, algorithm=ALGORITHM))
 
 
@@ -237,7 +254,7 @@ def _has_begun(claims: Mapping[str, Any]) -> bool:
     return type(begins) in (int, float) and begins <= time.time()
 
 
-def _thumbprint(numbers: rsa.RSAPublicNumbers) -> str:
+def _thumbprint(numbers: "RSAPublicNumbers") -> str:
     """RFC 7638: SHA-256 of the required members in lexicographic order, base64url."""
     members = {"e": _base64_int(numbers.e), "kty": "RSA", "n": _base64_int(numbers.n)}
     digest = hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest()

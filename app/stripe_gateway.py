@@ -391,6 +391,35 @@ class StripeGateway:
         """With its `charge` expanded. None: Stripe does not find it."""
         return _or_none(self._v1.disputes.retrieve, dispute_id, {"expand": ["charge"]})
 
+    # Invoice items
+
+    def list_subscription_invoices(self, subscription_id: str) -> list[dict[str, Any]]:
+        """Every invoice of a subscription, drafts too, newest first."""
+        return list(_all(self._v1.invoices.list({"subscription": subscription_id, "limit": PAGE})))
+
+    def list_draft_invoices(self, stripe_customer_id: str) -> list[dict[str, Any]]:
+        params = {"customer": stripe_customer_id, "status": "draft", "limit": PAGE}
+        return list(_all(self._v1.invoices.list(params)))
+
+    def list_invoice_items(self, stripe_customer_id: str) -> list[dict[str, Any]]:
+        """Pending ones and those of every invoice, newest first."""
+        return list(_all(self._v1.invoice_items.list({"customer": stripe_customer_id, "limit": PAGE})))
+
+    def create_invoice_item(self, params: dict[str, Any], key: str) -> str:
+        return str(self._v1.invoice_items.create(params, _options(key)).id)
+
+    def create_invoice(self, params: dict[str, Any], key: str) -> str:
+        """A draft."""
+        return str(self._v1.invoices.create(params, _options(key)).id)
+
+    def add_invoice_item(self, invoice_id: str, item_id: str, key: str) -> None:
+        """Put a pending item on a draft."""
+        self._v1.invoices.add_lines(invoice_id, {"lines": [{"invoice_item": item_id}]}, _options(key))
+
+    def finalize_invoice(self, invoice_id: str, key: str) -> None:
+        """Make a draft final; Stripe collects it then."""
+        self._v1.invoices.finalize_invoice(invoice_id, {"auto_advance": True}, _options(key))
+
     # Webhooks
 
     def find_webhook(self, url: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import __version__, auth, errors
 from app.api import LONG_BODY_LIMIT, Api
-from app.blueprints import checkout, customers, health, licenses, subscriptions, usage, webhooks
+from app.blueprints import checkout, customers, health, licenses, overage, subscriptions, usage, webhooks
 from app.config import KEEP_ALIVE_SECONDS, Settings
 from app.encoding import JsonProvider
 from app.observe import logging_config, observe
@@ -47,7 +47,7 @@ def add_web(app: Flask, settings: Settings) -> None:
     limit_rates(app, settings)
     errors.register_error_handlers(app)
     api = Api(app)
-    for module in (customers, subscriptions, licenses, usage, webhooks):
+    for module in (customers, subscriptions, licenses, usage, overage, webhooks):
         api.register_blueprint(module.blp)
     for pages in (checkout, health):
         app.register_blueprint(pages.blp)

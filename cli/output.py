@@ -195,7 +195,7 @@ def _explained(error: DomainError) -> str:
     """The message, and PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
     if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
-        return f"{error.message.partition('.')[0]}: {str(cause).strip().partition(chr(10))[0]}"
+        return f"DATABASE_URL: {str(cause).strip().partition(chr(10))[0]}"
     return error.message
 
 

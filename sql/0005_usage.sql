@@ -86,7 +86,7 @@ COMMENT ON COLUMN instances.retired_at IS 'from here on in no current figure; NU
 
 CREATE TYPE incoming_report AS (
     position INTEGER, id BIGINT, customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
-    reported_at TIMESTAMPTZ
+    reported_at TIMESTAMPTZ, created_at TIMESTAMPTZ, status INTEGER
 );
 
 -- Stores reports (a JSON array of rows) and returns a row per customer: its current license, what is known of the
@@ -123,7 +123,7 @@ BEGIN
                     ELSE presented.revoked_at IS NULL END);
     reports := ARRAY(
         SELECT (ordinality - 1, NEXTVAL('usage_reports_id_seq'), customer_id, instance_id, active_devices,
-                total_devices, reported_at)::incoming_report
+                total_devices, reported_at, CURRENT_TIMESTAMP, 201)::incoming_report
           FROM ROWS FROM (JSON_TO_RECORDSET(given) AS (
                    customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
                    reported_at TIMESTAMPTZ)) WITH ORDINALITY
@@ -148,32 +148,38 @@ BEGIN
                retired_at = NULL
          WHERE EXCLUDED.last_reported_at > known.last_reported_at;
     END IF;
+    IF stored < CARDINALITY(reports) THEN
+        reports := ARRAY(
+            SELECT (position, COALESCE(found.id, report.id), customer_id, instance_id, active_devices, total_devices,
+                    reported_at, COALESCE(found.created_at, CURRENT_TIMESTAMP),
+                    CASE WHEN found.id IS NULL THEN 503
+                         WHEN found.id = report.id THEN 201
+                         WHEN found.is_same THEN 200
+                         ELSE 409 END)::incoming_report
+              FROM UNNEST(reports) AS report
+              LEFT JOIN LATERAL (
+                   SELECT id, created_at, (active_devices, total_devices)
+                          = (report.active_devices, report.total_devices) AS is_same
+                     FROM usage_reports
+                    WHERE customer_id = report.customer_id
+                      AND instance_id = report.instance_id
+                      AND reported_at = report.reported_at
+                    LIMIT 1) AS found ON TRUE);
+    END IF;
     RETURN QUERY
-    WITH outcomes AS MATERIALIZED (
+    WITH outcomes AS (
          SELECT report.customer_id, JSON_AGG(JSON_BUILD_OBJECT(
-                    'position', position,
-                    'status', CASE WHEN stored = CARDINALITY(reports) OR found.id = report.id THEN 201
-                                   WHEN found.id IS NULL THEN 503
-                                   WHEN (found.active_devices, found.total_devices)
-                                        = (report.active_devices, report.total_devices) THEN 200
-                                   ELSE 409 END,
-                    'id', COALESCE(found.id, report.id),
-                    'created_at', COALESCE(found.created_at, CURRENT_TIMESTAMP),
-                    'last_reported_at', CASE WHEN COALESCE(found.id, report.id) <> report.id
-                                               OR instance.last_reported_at <> report.reported_at
-                                             THEN instance.last_reported_at
-                                             ELSE instance.previous_reported_at END)) AS results
+                    'position', position, 'id', id, 'created_at', created_at, 'status', status,
+                    'last_reported_at', CASE WHEN status = 201 AND reported_at = last_reported_at
+                                             THEN previous_reported_at
+                                             ELSE last_reported_at END)) AS results
            FROM UNNEST(reports) AS report
            LEFT JOIN LATERAL (
-                SELECT id, active_devices, total_devices, created_at
-                  FROM usage_reports
-                 WHERE stored < CARDINALITY(reports)
-                   AND customer_id = report.customer_id
+                SELECT last_reported_at, previous_reported_at
+                  FROM instances
+                 WHERE customer_id = report.customer_id
                    AND instance_id = report.instance_id
-                   AND reported_at = report.reported_at) AS found ON TRUE
-           LEFT JOIN instances AS instance
-             ON instance.customer_id = report.customer_id
-            AND instance.instance_id = report.instance_id
+                 LIMIT 1) AS instance ON TRUE
           GROUP BY report.customer_id
     )
     SELECT customer.customer_id, erased_at, tokens_revoked_at, presented.jti IS NOT NULL, presented.revoked_at,

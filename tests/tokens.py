@@ -24,6 +24,10 @@ def claims_of(token: str) -> dict[str, Any]:
     return segment(token, 1)
 
 
+def kid_of(token: str) -> str:
+    return str(segment(token, 0)["kid"])
+
+
 def resign(app: Flask, token: str, *without: str, **changes: Any) -> str:
     """The token with other claims, signed with the real key."""
     claims = claims_of(token) | changes

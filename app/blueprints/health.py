@@ -2,10 +2,17 @@
 
 from flask import Blueprint, Response, jsonify
 
-from app.auth import unlimited
+from app.auth import public, unlimited
 from app.services.health import failing_parts, metrics_text
 
 blp = Blueprint("health", __name__)
+
+
+@blp.get("/")
+@public
+def index() -> Response:
+    """What this is, and where to read on."""
+    return jsonify(service="Zemfyre billing control plane", docs="/docs", openapi="/openapi.json")
 
 
 @blp.get("/health")

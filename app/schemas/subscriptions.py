@@ -65,8 +65,8 @@ class CheckoutAnswer(CamelSchema):
 class DeployedCheckoutAnswer(CheckoutAnswer):
     """With the two spellings that deployed clients read."""
 
-    session = fields.String(attribute="session_id", data_key="session_id", required=True)
-    url = fields.String(attribute="checkout_url", data_key="checkout_url", required=True)
+    session = fields.String(attribute="session_id", data_key="session_id", required=True, dump_only=True)
+    url = fields.String(attribute="checkout_url", data_key="checkout_url", required=True, dump_only=True)
 
 
 class TrialRequest(InputSchema):

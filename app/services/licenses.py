@@ -23,7 +23,6 @@ from app.licenses import (
     read_token,
     sign,
 )
-from app.observe import LICENSES
 from app.plans import PLAN_TABLE
 from app.queries import customers, licenses, subscriptions
 
@@ -155,6 +154,8 @@ def issue_license(
             "expires_at": expires_at,
         },
     )  # fmt: skip
+    from app.observe import LICENSES  # prometheus_client, which most console commands do without
+
     LICENSES.labels(issued["plan"]).inc()
     return issued
 

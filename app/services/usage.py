@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import psycopg2
-from marshmallow import ValidationError
 
 from app.context import now
 from app.db import Cursor, Row
@@ -16,11 +15,10 @@ from app.entitlements import entitle
 from app.errors import Conflict, DomainError, Forbidden, Invalid, NotFound, Unavailable, invalid
 from app.extensions import db
 from app.licenses import Token
-from app.observe import REPORTS
 from app.queries import audit, subscriptions, usage
-from app.schemas.usage import MAX_BATCH, read_report
 from app.services.licenses import current_license, is_current, is_older, require_serving
 
+IMPORT_BATCH: Final = 1000
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
 ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license", "silent")
@@ -40,7 +38,7 @@ def receive_report(report: Row, presented: Token | None) -> tuple[dict[str, Any]
     row = require_serving(rows[0] if rows else None, report["customer_id"], presented, renewing=True)
     [result] = row["results"]
     status = result["status"]
-    REPORTS.labels(OUTCOMES.get(status, "rejected")).inc()
+    _count(OUTCOMES.get(status, "rejected"), 1)
     if status not in OUTCOMES:
         raise _not_stored(status)
     answer = report | _with_license(row, presented)
@@ -89,7 +87,7 @@ def receive_batch(items: Sequence[Row | DomainError], presented: Token | None) -
         results[index] = {"index": index, "status": error.code, "errors": why}
     outcomes = Counter(OUTCOMES.get(result["status"], "rejected") for result in results.values())
     for outcome, count in outcomes.items():
-        REPORTS.labels(outcome).inc(count)
+        _count(outcome, count)
     answer = {
         "accepted": outcomes["accepted"],
         "duplicates": outcomes["duplicate"],
@@ -144,6 +142,8 @@ def _with_license(row: Row, presented: Token | None) -> dict[str, Any]:
         else:
             renewed = {} if current["jti"] == presented.jti else {"license": current["token"]}
             return {"device_limit": current["device_limit"], **renewed}
+    if is_current(row):
+        return {"device_limit": row["device_limit"]}
     with db.statement() as cur:
         return {"device_limit": _entitled(cur, row)["device_limit"]}
 
@@ -261,11 +261,19 @@ def usage_warning(active: int, device_limit: int | None) -> str | None:
     return f"{active / device_limit:.1%} of the device limit is in use ({active} of {device_limit})."
 
 
+def _count(outcome: str, reports: int) -> None:
+    from app.observe import REPORTS  # prometheus_client, which most console commands do without
+
+    REPORTS.labels(outcome).inc(reports)
+
+
 def import_csv(file: Iterable[str]) -> Iterator[Row]:
     """Take older history in: per line {line, status, message?}, status as in a batch. No bound on the age.
 
     Raises Invalid for another header than CSV_COLUMNS, in any order.
     """
+    from app.schemas.usage import MAX_BATCH  # marshmallow, which most console commands do without
+
     reader = csv.reader(file)
     header = next(reader, [])
     if sorted(header) != sorted(CSV_COLUMNS):
@@ -276,7 +284,7 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
         if cells:
             lines.append(reader.line_num)
             items.append(_read_line(header, cells))
-        if len(items) == MAX_BATCH:
+        if len(items) == IMPORT_BATCH:
             yield from _import_batch(lines, items)
             lines, items = [], []
     if items:
@@ -284,6 +292,10 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
 
 
 def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError:
+    from marshmallow import ValidationError
+
+    from app.schemas.usage import read_report
+
     if len(cells) != len(header):
         return Invalid(f"{len(cells)} cells instead of {len(header)}")
     report: dict[str, Any] = dict(zip(header, cells, strict=True))

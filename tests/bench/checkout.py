@@ -1,6 +1,7 @@
 """A checkout of this repository as a service: its own code, its own database, the same Python."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -92,8 +93,8 @@ class Checkout:
     def add_customers(self, url: str, count: int, plan: str | None = "professional") -> None:
         """Customers, with a trial of `plan`, and the file of their licenses."""
 
-        def add(number: int) -> str:
-            body = {"email": f"customer{number}@example.com", "name": f"Customer {number}"}
+        def add(_: int) -> str:
+            body = {"email": f"customer-{secrets.token_hex(8)}@example.com", "name": "A Customer"}
             made = _post(f"{url}/api/customers", body | ({"plan": plan} if plan else {}))
             return f"{made['customerId']} {made['license']}\n"
 

@@ -337,7 +337,7 @@ def test_faults(sandbox: Sandbox, client: Any) -> None:
 # -- prices and promotion codes
 
 
-def test_lookup_keys(client: Any, shop: Shop) -> None:
+def test_lookup_keys(client: Any, shop: Shop, paid: str) -> None:
     found = client.prices.list({"lookup_keys": ["starter"], "expand": ["data.product"]}).data
     assert [(p.id, p.product.name) for p in found] == [(shop.starter, "Plan")]
     new = {
@@ -350,6 +350,8 @@ def test_lookup_keys(client: Any, shop: Shop) -> None:
     assert refused(client.prices.create, new)[1] == "resource_already_exists"
     moved = client.prices.create({**new, "transfer_lookup_key": True})
     assert [p.id for p in client.prices.list({"lookup_keys": ["starter"]}).data] == [moved.id]
+    old = item_of(client.subscriptions.retrieve(paid)).price
+    assert (old.id, old.lookup_key, old.active) == (shop.starter, None, True)
 
 
 def test_promotion_codes(sandbox: Sandbox, client: Any, shop: Shop) -> None:
@@ -875,6 +877,15 @@ def test_invoices_made_by_hand(sandbox: Sandbox, client: Any, shop: Shop) -> Non
     sandbox.set_card(shop.customer, "ok")
     assert client.invoices.pay(invoice.id).status == "paid"
     assert refused(client.invoices.pay, invoice.id)[0] == 400
+    sub = sandbox.create_subscription(shop.customer, shop.starter)["id"]
+    sandbox.set_card(shop.customer, "decline")
+    overage(client, shop.customer, subscription=sub)
+    own = client.invoices.create({**include, "subscription": sub, "auto_advance": True})
+    sandbox.advance(hours=1)
+    failed = client.invoices.retrieve(own.id)
+    assert failed.status == "open" and failed.parent.subscription_details.subscription == sub
+    assert client.subscriptions.retrieve(sub).status == "active"
+    sandbox.set_card(shop.customer, "ok")
     overage(client, shop.customer)
     other = client.invoices.create({**include, "auto_advance": True})
     assert client.invoices.delete(other.id).deleted and refused(client.invoices.retrieve, other.id)[0] == 404
@@ -907,6 +918,7 @@ def test_what_waits_when_a_subscription_ends(
     overage(client, shop.customer, subscription=paid)
     if how == "period_end":
         client.subscriptions.update(paid, {"cancel_at_period_end": True})
+        assert refused(client.invoices.create_preview, {"subscription": paid})[1] == "invoice_upcoming_none"
         sandbox.advance(days=32)
     else:
         client.subscriptions.cancel(paid, {"invoice_now": how == "invoice_now"})

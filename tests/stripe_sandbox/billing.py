@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from . import invoices, shapes
 from .errors import card_refused, invalid
 from .invoices import payer
-from .world import HOUR, Due, Obj, World, copied, due_rule, notes
+from .world import HOUR, Due, Obj, World, copied, due_rule, notes, public
 
 ENDED = ("canceled", "incomplete_expired")
 COLLECTING = ("active", "past_due", "unpaid")
@@ -170,6 +170,8 @@ def _advance(world: World, invoice: Obj) -> None:
         world.touch(invoice)
     elif invoice["status"] == "open" and invoice["collection_method"] == "charge_automatically":
         collect(world, invoice)
+    elif invoice["status"] == "paid":
+        follow(world, invoice)
 
 
 def _is_late(world: World, invoice: Obj) -> None:
@@ -207,6 +209,9 @@ def pay_latest(world: World, sub: Obj) -> None:
 
 
 def _live_subscription(world: World, invoice: Obj) -> Obj | None:
+    """The one whose life an invoice decides; one made by hand decides nothing."""
+    if invoice["billing_reason"] == "manual":
+        return None
     sub = world.find("subscription", invoices.subscription_of(invoice) or "")
     return None if sub is None or sub["status"] in ENDED else sub
 
@@ -222,7 +227,8 @@ def follow(world: World, invoice: Obj) -> None:
         with world.changing(sub):
             if notes(sub).get("update_invoice") == invoice["id"]:
                 _apply_pending(sub)
-            if sub["status"] in ("incomplete", "past_due", "unpaid"):
+            owes = world.get("invoice", sub["latest_invoice"])["status"] == "open"
+            if sub["status"] in ("incomplete", "past_due", "unpaid") and not owes:
                 sub["status"] = "active"
     elif charged and given_up and world.dunning.then == "canceled":
         cancel(world, sub, reason="payment_failed")
@@ -509,6 +515,14 @@ def recurring_price(world: World, id: str, param: str) -> Obj:
     if not price["recurring"]:
         raise invalid(f"The price specified ({id}) is not recurring.", param)
     return copied(price)
+
+
+def show_price(world: World, price: Obj) -> None:
+    """Subscription items show their price as it is now: archived, without its lookup key …"""
+    for sub in world.every("subscription"):
+        for item in items_of(sub):
+            if item["price"]["id"] == price["id"]:
+                item.update(price=copied(public(price)), plan=shapes.plan(price))
 
 
 class Plan(NamedTuple):

@@ -85,10 +85,13 @@ def preview_invoice(world: World, p: Obj) -> Obj:
         raise invalid(
             "You must provide one of `customer` or `subscription`.", "customer", "parameter_missing"
         )
+    details = p.get("subscription_details", {})
     live = [sub for sub in found if sub["status"] not in billing.ENDED]
+    if not details:
+        live = [s for s in live if not s["cancel_at"] or s["cancel_at"] > billing.period_end(s)]
     if not live:
         raise Refusal(404, "No upcoming invoices for customer", code="invoice_upcoming_none")
-    invoice = billing.preview(world, live[0], p.get("subscription_details", {}))
+    invoice = billing.preview(world, live[0], details)
     invoice["id"] = "upcoming_" + invoice["id"]
     return invoice
 
@@ -118,6 +121,23 @@ def delete_invoice(world: World, p: Obj, id: str) -> Obj:
     invoice["deleted"] = True
     world.touch(invoice)
     world.emit("invoice.deleted", invoice)
+    return invoice
+
+
+@route("POST", "/v1/invoices/<id>/add_lines", "InvoiceAddLinesParams", "lines.invoice_item")
+def add_lines(world: World, p: Obj, id: str) -> Obj:
+    """Puts pending items on a draft."""
+    invoice = world.get("invoice", id)
+    invoices.need_draft(invoice)
+    with world.changing(invoice):
+        for i, line in enumerate(p["lines"]):
+            item = world.get("invoiceitem", line["invoice_item"], f"lines[{i}][invoice_item]")
+            if item["invoice"]:
+                raise invalid("This invoice item is attached to an invoice already.", f"lines[{i}]")
+            item["invoice"] = invoice["id"]
+            world.touch(item)
+            invoices.put_line(invoice, shapes.item_line(item))
+        invoices.total_up(world, invoice)
     return invoice
 
 

@@ -308,6 +308,7 @@ def _take_lookup_key(world: World, p: Obj) -> None:
             )
         with world.changing(old):
             old["lookup_key"] = None
+        billing.show_price(world, old)
 
 
 @route(
@@ -327,6 +328,7 @@ def update_price(world: World, p: Obj, id: str) -> Obj:
         p["metadata"] = shapes.metadata(price["metadata"], p["metadata"])
     with world.changing(price):
         price.update({k: v if v != "" else None for k, v in p.items()})
+    billing.show_price(world, price)
     return price
 
 

@@ -463,10 +463,10 @@ class Sandbox:
         everybody; `order`: time, reverse or random · `times`: copies of each · `thin`: as thin events.
         """
         with self.world.transaction() as world:
-            held = {waiting["id"] for waiting in self.webhooks.pending}
+            pending = {waiting["id"] for waiting in self.webhooks.pending}
             found = [world.get("event", event)] if event else world.every("event")
             if not event and not again:
-                found = [e for e in found if e["id"] in held or e["pending_webhooks"]]
+                found = [e for e in found if e["id"] in pending or e["pending_webhooks"]]
             if customer:
                 found = [e for e in found if customer in _parties(e["data"]["object"])]
         if order == "random":

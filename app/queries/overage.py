@@ -1,0 +1,427 @@
+"""Overage: terms, paid periods and the ledger of days; one function, one statement."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+from app.db import Cursor, Row
+from app.encoding import json_text
+
+DAY_COLUMNS = """customer_id, day, revision, total, included, over, due, price, reports, state, released,
+             reason, actor, created_at, bill, subscription_id, invoice_item_id, billed_at"""
+# A UTC day as a range of time, to be looked for inside a period: both ends are closed by the period's own.
+DAY = "TSTZRANGE(day::TIMESTAMP AT TIME ZONE 'UTC', (day + 1)::TIMESTAMP AT TIME ZONE 'UTC')"
+
+
+# When it is on
+
+
+def update_customer_overage(cur: Cursor, customer_id: str, *, cap: int | None, price: int | None) -> None:
+    """The cap that the next license has, and the customer's own price."""
+    cur.execute(
+        """
+        UPDATE customers
+           SET overage_cap = %(cap)s, overage_price = %(price)s, updated_at = CURRENT_TIMESTAMP
+         WHERE customer_id = %(customer_id)s
+        """,
+        {"customer_id": customer_id, "cap": cap, "price": price},
+    )
+
+
+def end_terms(cur: Cursor, customer_id: str, at: datetime) -> None:
+    """The present terms hold no longer."""
+    cur.execute(
+        """
+        UPDATE overage_terms
+           SET ends_at = GREATEST(starts_at, %(at)s)
+         WHERE customer_id = %(customer_id)s
+           AND ends_at IS NULL
+        """,
+        {"customer_id": customer_id, "at": at},
+    )
+
+
+def insert_terms(cur: Cursor, customer_id: str, *, cap: int, price: int | None, at: datetime) -> None:
+    """From now on overage is on."""
+    cur.execute(
+        """
+        INSERT INTO overage_terms (customer_id, cap, price, starts_at)
+        VALUES (%(customer_id)s, %(cap)s, %(price)s, %(at)s)
+        """,
+        {"customer_id": customer_id, "cap": cap, "price": price, "at": at},
+    )
+
+
+def select_overage_customers(cur: Cursor) -> list[str]:
+    """Every customer that has or had overage on, erased ones left out."""
+    rows = cur.all(
+        """
+        SELECT customer_id
+          FROM customers
+         WHERE erased_at IS NULL
+           AND customer_id IN (SELECT customer_id FROM overage_terms)
+         ORDER BY id
+        """
+    )
+    return [row["customer_id"] for row in rows]
+
+
+def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
+    """Subscriptions at Stripe since overage was first on, live ones first; none of an erased customer."""
+    return cur.all(
+        """
+        SELECT subscription_id, ended_at
+          FROM subscriptions
+          JOIN customers USING (customer_id)
+         WHERE customer_id = %(customer_id)s
+           AND erased_at IS NULL
+           AND stripe_subscription_id IS NOT NULL
+           AND COALESCE(ended_at, 'infinity') > (SELECT MIN(starts_at)
+                                                   FROM overage_terms
+                                                  WHERE customer_id = %(customer_id)s)
+         ORDER BY ended_at DESC NULLS FIRST, subscriptions.id DESC
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_billed_subscriptions(cur: Cursor, customer_id: str) -> set[str]:
+    """The subscriptions that this customer's bills belong to."""
+    rows = cur.all(
+        """
+        SELECT DISTINCT subscription_id
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+           AND bill IS NOT NULL
+        """,
+        {"customer_id": customer_id},
+    )
+    return {row["subscription_id"] for row in rows}
+
+
+# Paid periods
+
+
+def insert_periods(
+    cur: Cursor, customer_id: str, subscription_id: str, periods: Sequence[Mapping[str, Any]]
+) -> None:
+    """Periods of a subscription as Stripe invoiced them; known ones stay."""
+    cur.execute(
+        """
+        INSERT INTO overage_periods (subscription_id, customer_id, starts_at, ends_at, is_paid)
+        SELECT %(subscription_id)s, %(customer_id)s, starts_at, ends_at, is_paid
+          FROM JSON_TO_RECORDSET(%(periods)s)
+               AS period (starts_at TIMESTAMPTZ, ends_at TIMESTAMPTZ, is_paid BOOLEAN)
+         WHERE starts_at < ends_at
+            ON CONFLICT (subscription_id, starts_at) DO NOTHING
+        """,
+        {"customer_id": customer_id, "subscription_id": subscription_id, "periods": json_text(periods)},
+    )
+
+
+def insert_current_periods(cur: Cursor, customer_id: str) -> None:
+    """The present paid periods as the subscriptions say them, for who asks before Stripe invoices again."""
+    cur.execute(
+        """
+        INSERT INTO overage_periods (subscription_id, customer_id, starts_at, ends_at, is_paid)
+        SELECT subscription_id, customer_id, current_period_starts_at, current_period_ends_at, TRUE
+          FROM subscriptions
+         WHERE customer_id = %(customer_id)s
+           AND stripe_subscription_id IS NOT NULL
+           AND status IN ('active', 'past_due')
+           AND current_period_starts_at < current_period_ends_at
+           AND (trial_ends_at IS NULL OR trial_ends_at <= current_period_starts_at)
+            ON CONFLICT (subscription_id, starts_at) DO NOTHING
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_period(cur: Cursor, customer_id: str, subscription_id: str | None, *, is_over: bool) -> Row | None:
+    """The newest paid period that is over, or is not; of that subscription rather than another."""
+    return cur.one(
+        """
+        SELECT subscription_id, starts_at, ends_at, closed_as
+          FROM paid_periods
+         WHERE customer_id = %(customer_id)s
+           AND is_over = %(is_over)s
+         ORDER BY subscription_id = %(subscription_id)s DESC, starts_at DESC
+         LIMIT 1
+        """,
+        {"customer_id": customer_id, "subscription_id": subscription_id, "is_over": is_over},
+    )
+
+
+def select_unclosed_periods(cur: Cursor, customer_id: str) -> list[Row]:
+    """Paid periods whose days are on no bill yet, oldest first."""
+    return cur.all(
+        """
+        SELECT subscription_id, starts_at, ends_at, is_over
+          FROM paid_periods
+         WHERE customer_id = %(customer_id)s
+           AND closed_as IS NULL
+         ORDER BY starts_at, subscription_id
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def close_period(cur: Cursor, period: Row, closed_as: str, at: datetime) -> None:
+    """What is reported for its days from now on is late."""
+    cur.execute(
+        """
+        UPDATE overage_periods
+           SET closed_as = %(closed_as)s, closed_at = %(at)s
+         WHERE subscription_id = %(subscription_id)s
+           AND starts_at = %(starts_at)s
+        """,
+        {**period, "closed_as": closed_as, "at": at},
+    )
+
+
+# Days
+
+
+def compute_days(
+    cur: Cursor, customer_id: str, plan_prices: Mapping[str, int | None], since: datetime | None
+) -> None:
+    """Put each day of a paid period into the ledger whose figures are new, from that time on or (None) ever.
+
+    `plan_prices`: per device and month, by plan. docs/overage.md says the rules.
+    """
+    cur.execute(
+        f"""
+        INSERT INTO overage_days (customer_id, day, revision, total, included, over, due, price, reports,
+                                  released, state)
+        WITH highest AS (
+             SELECT DISTINCT ON (day, instance_id) day, instance_id, active_devices, reported_at, id
+               FROM usage_reports
+              CROSS JOIN LATERAL (SELECT (reported_at AT TIME ZONE 'UTC')::DATE AS day) AS utc
+              WHERE customer_id = %(customer_id)s
+                AND reported_at >= %(since)s::TIMESTAMPTZ - INTERVAL '8 days'
+              ORDER BY day, instance_id, active_devices DESC, reported_at
+        ), totals AS (
+             SELECT day, SUM(active_devices)::BIGINT AS total,
+                    JSONB_AGG(JSONB_BUILD_OBJECT('reportId', id, 'instanceId', instance_id,
+                                                 'activeDevices', active_devices, 'reportedAt', reported_at)
+                              ORDER BY instance_id) AS reports
+               FROM highest
+              GROUP BY day
+        ), usual AS (
+             SELECT *, MAX(total) OVER (ORDER BY day RANGE BETWEEN INTERVAL '7 days' PRECEDING
+                                                               AND INTERVAL '1 day' PRECEDING) AS week_peak
+               FROM totals
+        ), computed AS (
+             SELECT day, total, reports, device_limit AS included, GREATEST(total - device_limit, 0) AS over,
+                    COALESCE(terms.price, plans.price::INTEGER) / 30 AS price,
+                    total > 3 * week_peak AND total > device_limit AS is_unusual,
+                    EXISTS (SELECT 1
+                              FROM paid_periods
+                             WHERE customer_id = %(customer_id)s
+                               AND closed_as = 'billed'
+                               AND TSTZRANGE(starts_at, ends_at) @> {DAY}) AS is_closed
+               FROM usual
+              CROSS JOIN LATERAL (
+                    SELECT plan, status, device_limit
+                      FROM licenses
+                     WHERE customer_id = %(customer_id)s
+                       AND issued_at < UPPER({DAY})
+                       AND COALESCE(superseded_at, 'infinity') > LOWER({DAY})
+                     ORDER BY device_limit DESC NULLS FIRST, id DESC
+                     LIMIT 1) AS license
+               JOIN JSON_EACH_TEXT(%(plan_prices)s) AS plans (plan, price) USING (plan)
+               JOIN overage_terms AS terms
+                 ON terms.customer_id = %(customer_id)s
+                AND TSTZRANGE(terms.starts_at, terms.ends_at) @> LOWER({DAY})
+              WHERE status IN ('active', 'past_due')
+                AND device_limit IS NOT NULL
+                AND COALESCE(terms.price, plans.price::INTEGER) IS NOT NULL
+                AND LOWER({DAY}) >= %(since)s
+                AND EXISTS (SELECT 1
+                              FROM paid_periods
+                             WHERE customer_id = %(customer_id)s
+                               AND TSTZRANGE(starts_at, ends_at) @> {DAY})
+                AND (SELECT RANGE_AGG(TSTZRANGE(starts_at, ends_at))
+                       FROM overage_terms
+                      WHERE customer_id = %(customer_id)s) @> {DAY}
+        )
+        SELECT %(customer_id)s, day, COALESCE(known.revision, 0) + 1, computed.total, computed.included,
+               computed.over, computed.over - COALESCE(billed.due, 0),
+               CASE known.included WHEN computed.included THEN known.price ELSE computed.price END,
+               computed.reports, COALESCE(known.released, FALSE),
+               CASE WHEN known.state = 'held' OR (is_unusual AND known.released IS NOT TRUE) THEN 'held'
+                    WHEN is_closed THEN 'late'
+                    ELSE 'open' END
+          FROM computed
+          LEFT JOIN (SELECT *
+                       FROM overage_current
+                      WHERE customer_id = %(customer_id)s) AS known USING (day)
+          LEFT JOIN (SELECT day, SUM(due)::BIGINT AS due
+                       FROM overage_days
+                      WHERE customer_id = %(customer_id)s
+                        AND bill IS NOT NULL
+                      GROUP BY day) AS billed USING (day)
+         WHERE (computed.total, computed.included) IS DISTINCT FROM (known.total, known.included)
+           AND computed.total >= COALESCE(known.total, 0) -- fewer: reports were pruned
+           AND computed.over >= COALESCE(billed.due, 0)
+           AND (computed.over > COALESCE(billed.due, 0) OR billed.due IS NULL AND NOT is_closed)
+        """,
+        {
+            "customer_id": customer_id,
+            "plan_prices": json_text(plan_prices),
+            "since": since or "-infinity",
+        },
+    )
+
+
+def put_period_on_bill(cur: Cursor, customer_id: str, period: Row, bill: str) -> None:
+    """The open days wholly inside a period go onto its bill; held ones wait."""
+    cur.execute(
+        f"""
+        UPDATE overage_days AS days
+           SET bill = %(bill)s, subscription_id = %(subscription_id)s
+          FROM (SELECT day, revision
+                  FROM overage_current
+                 WHERE customer_id = %(customer_id)s
+                   AND state = 'open'
+                   AND bill IS NULL
+                   AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> {DAY}) AS newest
+         WHERE days.customer_id = %(customer_id)s
+           AND days.day = newest.day
+           AND days.revision = newest.revision
+        """,
+        {**period, "customer_id": customer_id, "bill": bill},
+    )
+
+
+def put_late_days_on_bill(cur: Cursor, customer_id: str, subscription_id: str, bill: str) -> None:
+    """The days that are late go onto a bill of their own."""
+    cur.execute(
+        """
+        UPDATE overage_days AS days
+           SET bill = %(bill)s, subscription_id = %(subscription_id)s
+          FROM (SELECT day, revision
+                  FROM overage_current
+                 WHERE customer_id = %(customer_id)s
+                   AND state = 'late'
+                   AND bill IS NULL) AS newest
+         WHERE days.customer_id = %(customer_id)s
+           AND days.day = newest.day
+           AND days.revision = newest.revision
+        """,
+        {"customer_id": customer_id, "subscription_id": subscription_id, "bill": bill},
+    )
+
+
+def select_unsent_days(cur: Cursor, customer_id: str, subscription_ids: list[str]) -> list[Row]:
+    """The days on bills of these subscriptions of which we do not know yet that Stripe has them."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+           AND bill IS NOT NULL
+           AND state <> 'billed'
+           AND subscription_id = ANY(%(subscription_ids)s)
+         ORDER BY day, revision
+        """,
+        {"customer_id": customer_id, "subscription_ids": subscription_ids},
+    )
+
+
+def mark_billed(cur: Cursor, customer_id: str, bill: str, invoice_item_id: str | None, at: datetime) -> None:
+    """Stripe has this bill (None: it came to nothing, no line was made)."""
+    cur.execute(
+        """
+        UPDATE overage_days
+           SET state = 'billed', invoice_item_id = %(invoice_item_id)s, billed_at = %(at)s
+         WHERE customer_id = %(customer_id)s
+           AND bill = %(bill)s
+           AND state <> 'billed'
+        """,
+        {"customer_id": customer_id, "bill": bill, "invoice_item_id": invoice_item_id, "at": at},
+    )
+
+
+def select_late_days(cur: Cursor, customer_id: str | None) -> list[Row]:
+    """The newest revisions that only `bill-late` bills, of one customer or of all that were not erased."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_current
+         WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND state = 'late'
+           AND bill IS NULL
+           AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
+         ORDER BY customer_id, day
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_period_days(cur: Cursor, customer_id: str, period: Row) -> list[Row]:
+    """Every revision of the days wholly inside a period."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> {DAY}
+         ORDER BY day, revision
+        """,
+        {**period, "customer_id": customer_id},
+    )
+
+
+def select_day(cur: Cursor, customer_id: str, day: date) -> list[Row]:
+    """Every revision of one day, oldest first."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+           AND day = %(day)s
+         ORDER BY revision
+        """,
+        {"customer_id": customer_id, "day": day},
+    )
+
+
+def insert_decision(cur: Cursor, customer_id: str, day: date, *, hold: bool, reason: str | None) -> Row:
+    """A revision of a day with the same figures that an operator holds or releases."""
+    return cur.exactly_one(
+        f"""
+        INSERT INTO overage_days (customer_id, day, revision, total, included, over, due, price, reports,
+                                  released, reason, state)
+        SELECT customer_id, day, revision + 1, total, included, over, due, price, reports, NOT %(hold)s,
+               %(reason)s,
+               CASE WHEN %(hold)s THEN 'held'
+                    WHEN EXISTS (SELECT 1
+                                   FROM paid_periods
+                                  WHERE customer_id = %(customer_id)s
+                                    AND closed_as = 'billed'
+                                    AND TSTZRANGE(starts_at, ends_at) @> {DAY}) THEN 'late'
+                    ELSE 'open' END
+          FROM overage_current
+         WHERE customer_id = %(customer_id)s
+           AND day = %(day)s
+     RETURNING {DAY_COLUMNS}
+        """,
+        {"customer_id": customer_id, "day": day, "hold": hold, "reason": reason},
+    )
+
+
+def select_overage_totals(cur: Cursor) -> list[Row]:
+    """What is not invoiced yet, per customer: device-days and amount, largest amount first."""
+    return cur.all(
+        """
+        SELECT customer_id, SUM(due)::BIGINT AS device_days, SUM(due * price)::BIGINT AS amount
+          FROM overage_current
+          JOIN customers USING (customer_id)
+         WHERE state = 'open'
+           AND erased_at IS NULL
+         GROUP BY customer_id
+        HAVING SUM(due) > 0
+         ORDER BY amount DESC, customer_id
+        """
+    )

@@ -1,0 +1,343 @@
+"""`flask customer …` and `flask audit …`: the seed's text, and effects seen through the API or the console."""
+
+import csv
+import io
+import json
+import re
+from datetime import datetime
+
+import pytest
+
+from tests.cli.conftest import RULE, SHORT_RULE
+from tests.conftest import ADMIN
+from tests.factories import bearer, make_customer, report_body
+from tests.tokens import claims_of
+
+
+def local(text: str) -> str:
+    at = datetime.fromisoformat(text).astimezone()
+    return f"{at.month}/{at.day}/{at.year}, {at.hour % 12 or 12}:{at:%M:%S %p}"
+
+
+def test_add(console, client):
+    company = ("--email", "customer@example.com", "--name", "Customer Name", "--company", "Company Inc")
+    done = console("customer", "add", *company)
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    [made] = client.get("/api/customers", headers=ADMIN).json["customers"]
+    answer = client.get(f"/api/licenses/{made['customerId']}", headers=ADMIN).json
+    token, public_key = answer["license"], answer["publicKey"].strip().replace("\n", "\\n")
+    assert (
+        done.stdout
+        == f"""\
+✅ Customer created successfully!
+Customer Details:
+{SHORT_RULE}
+ID:               {made["customerId"]}
+Email:            customer@example.com
+Name:             Customer Name
+Company:          Company Inc
+Created:          {local(made["createdAt"])}
+{SHORT_RULE}
+
+📜 Initial License JWT (Trial):
+{token}
+
+💡 Add this to customer instance .env file:
+LICENSE_JWT={token}
+CUSTOMER_ID={made["customerId"]}
+IOTISTIC_LICENSE_KEY={token}
+LICENSE_PUBLIC_KEY="{public_key}"
+BILLING_API_URL=http://localhost:3100
+"""
+    )
+    refused = console("customer", "add", "--email", "CUSTOMER@example.com", "--name", "N")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert made["customerId"] in refused.stderr
+    assert len(client.get("/api/customers", headers=ADMIN).json["customers"]) == 1
+
+
+def test_add_with_a_plan_and_after_an_erasure(console, client):
+    add = ("customer", "add", "--email", "ada@example.com", "--name", "Ada", "--json")
+    made = json.loads(console(*add, "--plan", "professional").stdout)
+    assert claims_of(made["license"])["plan"] == "professional"
+    assert console("customer", "erase", made["customerId"], "--yes").exit_code == 0
+    again = console(*add)
+    assert "trial of this address was used up" in again.stderr
+    assert json.loads(again.stdout)["subscription"]["status"] == "expired"
+
+
+def test_list(console, client):
+    first = make_customer(
+        client, email="customer@example.com", name="Customer Name", companyName="Company Inc"
+    )
+    second = make_customer(client, email="test@test.com", name="Test Customer", plan="professional")
+    assert (
+        console("customer", "list").stdout
+        == f"""\
+Found 2 customer(s):
+
+{RULE}
+ID                    | Email                        | Name                  | Company        \
+| Plan         | Status   | Active
+{RULE}
+{first["customerId"]} | customer@example.com         | Customer Name         | Company Inc    \
+| TRIAL        | TRIALING |      0
+{second["customerId"]} | test@test.com                | Test Customer         | -              \
+| PROFESSIONAL | TRIALING |      0
+{RULE}
+"""
+    )
+    assert console("customer", "list", "--search", "no such").stdout.startswith("Found 0 customer(s):")
+
+
+def test_list_says_the_same_plan_and_devices_in_every_form(console, client):
+    made = make_customer(client, plan="professional")
+    client.post("/api/usage/report", json=report_body(made["customerId"], 7), headers=ADMIN)
+    client.post(f"/api/subscriptions/{made['subscription']['subscriptionId']}/cancel", headers=ADMIN)
+
+    [line] = [line for line in console("customer", "list").stdout.splitlines() if "cust_" in line]
+    assert [cell.strip() for cell in line.split("|")][4:] == ["TRIAL", "CANCELED", "7"]
+    [row] = json.loads(console("customer", "list", "--json").stdout)
+    assert (row["plan"], row["status"], row["activeDevices"]) == ("trial", "canceled", 7)
+    assert row["subscription"]["plan"] == "professional"
+    [cells] = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
+    assert (cells["plan"], cells["status"], cells["active_devices"]) == ("trial", "canceled", "7")
+
+
+def test_list_filters_and_sorts(console, client):
+    ada = make_customer(client, name="Ada", email="z@example.com", plan="starter")["customerId"]
+    bob = make_customer(client, name="Bob", email="a@example.com", companyName="Ada & Co")["customerId"]
+    client.post("/api/usage/report", json=report_body(bob, 3), headers=ADMIN)
+
+    def ids(*args: str) -> list[str]:
+        return [row["customerId"] for row in json.loads(console("customer", "list", *args, "--json").stdout)]
+
+    assert ids("--search", "ada") == [ada, bob]
+    assert ids("--plan", "starter") == [ada]
+    assert ids("--status", "canceled") == []
+    assert ids("--sort", "email") == ids("--sort", "devices") == [bob, ada]
+    assert ids("--sort", "name", "--limit", "1") == [ada]
+
+
+def test_show_and_update(console, client):
+    made = make_customer(client, plan="enterprise", companyName="Engines")
+    done = console("customer", "show", "--id", made["customerId"])
+    for line in ("Plan:             ENTERPRISE", "Status:           TRIALING", "Device Limit:     Unlimited"):
+        assert line in done.stdout.splitlines()
+    shown = json.loads(console("customer", "show", made["customerId"], "--json").stdout)
+    assert shown == {name: value for name, value in made.items() if name != "license"}
+
+    update = ("customer", "update", made["customerId"])
+    assert console(*update, "--email", "new@example.com", "--company", "").exit_code == 0
+    found = client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).json
+    assert (found["email"], found["companyName"], found["name"]) == ("new@example.com", None, made["name"])
+    assert console(*update).exit_code == 2
+
+
+def test_deactivate_a_trial(console, client):
+    made = make_customer(client, plan="professional")
+    done = console("customer", "deactivate", "--id", made["customerId"])
+    ended = client.get(f"/api/subscriptions/{made['customerId']}", headers=ADMIN).json["subscription"]
+    assert ended["status"] == "canceled"
+    assert re.sub(r"\d+/\d+/\d{4}, \d+:\d\d:\d\d [AP]M", "TIME", done.stdout) == (
+        f"""\
+✅ Customer deactivated successfully!
+Deactivation Details:
+{SHORT_RULE}
+Customer ID:      {made["customerId"]}
+Subscription ID:  {ended["subscriptionId"]}
+Previous Plan:    professional
+Cancelled At:     TIME
+{SHORT_RULE}
+
+💡 Customer will revert to trial mode.
+   They can reactivate by subscribing again.
+"""
+    )
+    again = console("customer", "deactivate", "--id", made["customerId"])
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "Renewal Date:     -" in console("customer", "show", made["customerId"]).stdout.splitlines()
+
+
+def test_override_is_for_enterprise(console, client):
+    made, small = make_customer(client, plan="enterprise"), make_customer(client)
+    override = ("customer", "override", "--id", made["customerId"])
+    assert console(*override, "--max-devices", "500", "--retention-days", "90").exit_code == 0
+    token = client.get(f"/api/licenses/{made['customerId']}", headers=ADMIN).json["license"]
+    features = claims_of(token)["features"]
+    assert (features["maxDevices"], features["dataRetentionDays"]) == (500, 90)
+    assert console(*override, "--clear").exit_code == 0
+    assert client.get(f"/api/usage/{made['customerId']}", headers=ADMIN).json["deviceLimit"] is None
+    for wrong in ([], ["--max-devices", "0"]):
+        assert console(*override, *wrong).exit_code == 2
+    for more in ([], ["--clear"]):
+        refused = console("customer", "override", small["customerId"], "--max-devices", "7", *more)
+        assert refused.exit_code == 1
+    assert client.get(f"/api/usage/{small['customerId']}", headers=ADMIN).json["deviceLimit"] == 5
+
+
+def test_explain(console, client):
+    made = make_customer(client, plan="starter")
+    lines = console("customer", "explain", "--id", made["customerId"]).stdout.splitlines()
+    assert {"Plan:             STARTER", "Because:          running trial"} <= set(lines)
+    said = json.loads(console("customer", "explain", made["customerId"], "--json").stdout)
+    assert (said["plan"], said["reason"], said["deviceLimit"]) == ("starter", "running trial", 10)
+
+
+def test_audit_says_who_changed_what_from_what_to_what(console, client):
+    made = make_customer(client)
+    client.patch(f"/api/customers/{made['customerId']}", json={"name": "New"}, headers=ADMIN)
+    console("license", "revoke", "--customer", made["customerId"], "--reason", "leaked")
+
+    text = console("audit", "list", "--customer", made["customerId"]).stdout
+    [update] = [line for line in text.splitlines() if "name: Customer Name → New" in line]
+    assert "admin:" in update
+    assert re.search(r"console:.*license.revoke .*leaked", text)
+    assert made["license"] not in text
+    rows = json.loads(console("audit", "list", made["customerId"], "--json").stdout)
+    assert ({"name": "Customer Name"}, {"name": "New"}) in [(row["before"], row["after"]) for row in rows]
+    assert console("customer", "erase", made["customerId"], "--yes").exit_code == 0
+    assert "customer.erase" in console("audit", "list", made["customerId"]).stdout
+
+
+def test_export_and_erase(console, client, terminal):
+    made = make_customer(client, name="Ada", email="ada@example.com")
+    exported = console("customer", "export", made["customerId"])
+    assert json.loads(exported.stdout)["customer"]["email"] == "ada@example.com"
+    unasked = console("customer", "erase", "--id", made["customerId"])
+    assert (unasked.exit_code, unasked.stdout, "--yes" in unasked.stderr) == (2, "", True)
+    code, screen = terminal("customer", "erase", "ada@example.com", typed="perhaps\n")
+    assert (code, f"Erase Ada <ada@example.com> ({made['customerId']})" in screen) == (1, True)
+    assert client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).status_code == 200
+    assert terminal("customer", "erase", "ada@example.com", typed="yes\n")[0] == 0
+    assert client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).status_code == 404
+
+
+def test_import(console, client, tmp_path):
+    there = make_customer(client, email="there@example.com")
+    file = tmp_path / "customers.csv"
+    file.write_text(
+        "email,name,company,plan\nada@example.com,Ada,,starter\nthere@example.com,,,\nnonsense,,,\n"
+    )
+    dry = console("customer", "import", str(file), "--dry-run")
+    assert (dry.exit_code, "1 customer(s) would be imported, 1 failed, 1 left." in dry.stdout) == (1, True)
+    assert len(client.get("/api/customers", headers=ADMIN).json["customers"]) == 1
+
+    rows = json.loads(console("customer", "import", str(file), "--json").stdout)
+    outcomes = [(row["line"], row["outcome"]) for row in rows]
+    assert outcomes == [(2, "created"), (3, "exists"), (4, "failed")]
+    assert rows[1]["customerId"] == there["customerId"]
+    made = client.get(f"/api/customers/{rows[0]['customerId']}", headers=ADMIN).json
+    assert (made["name"], made["subscription"]["plan"]) == ("Ada", "starter")
+    file.write_text("name\nAda\n")
+    assert console("customer", "import", str(file)).exit_code == 1
+    file.write_bytes(b"email\n\xff@example.com\n")
+    assert "not UTF-8" in console("customer", "import", str(file)).stderr
+
+
+def test_retire_instance(console, client):
+    made = make_customer(client)
+    client.post("/api/usage/report", json=report_body(made["customerId"], 3), headers=ADMIN)
+    retire = ("customer", "retire-instance", "--id", made["customerId"], "--instance")
+    assert console(*retire, "dev-1").exit_code == 0
+    summary = client.get(f"/api/usage/{made['customerId']}", headers=ADMIN).json["summary"]
+    assert (summary["currentActive"], summary["totalReports"]) == (0, 1)
+    assert console(*retire, "none").exit_code == 1
+
+
+def test_quick_test_workflow_of_the_readme(console, client):
+    words = ("--email", "test@example.com", "--name", "Test Customer", "--company", "Test Corp", "--json")
+    added = json.loads(console("customer", "add", *words).stdout)
+    body = {
+        "customer_id": added["customerId"], "instance_id": "dev-1", "active_devices": 5, "total_devices": 10,
+    }  # fmt: skip
+    answer = client.post("/api/usage/report", json=body, headers=bearer(added["license"]))
+    assert answer.status_code == 201
+    assert (
+        "Current Active:   5 devices" in console("usage", "show", "--customer", added["customerId"]).stdout
+    )
+    assert console("customer", "deactivate", "--id", added["customerId"]).exit_code == 0
+
+
+class TestPaid:
+    """With the local Stripe behind it."""
+
+    def test_a_checkout_link(self, shop, console):
+        customer_id = shop.customer()
+        done = console("customer", "upgrade", "--id", customer_id, "--plan", "professional")
+        session = shop.sandbox.every("checkout.session")[0]
+        assert re.sub(r"Expires: .*", "Expires", done.stdout) == (
+            f"""\
+✅ Checkout session created!
+Checkout Details:
+{SHORT_RULE}
+Session ID:       {session["id"]}
+Plan:             professional
+Expires
+{SHORT_RULE}
+
+🔗 Checkout URL:
+{session["url"]}
+
+💡 Send this URL to the customer to complete payment.
+   After payment, webhook will auto-provision subscription.
+"""
+        )
+        wrong = console("customer", "upgrade", customer_id, "--plan", "starter", "--promo-code", "NONE")
+        assert (wrong.exit_code, wrong.stdout) == (1, "")
+        assert "promoCode" in wrong.stderr
+
+    def test_a_paid_change_says_its_price_and_asks(self, shop, console, terminal):
+        customer_id, _ = shop.subscribe("starter", email="ada@example.com", name="Ada")
+        upgrade = ("customer", "upgrade", "ada@example.com", "--plan", "professional")
+        paid = shop.charges()
+        code, screen = terminal(*upgrade, typed="no\n", columns=200)
+        assert code == 1
+        [charge] = re.findall(rf"Ada <ada@example.com> \({customer_id}\): starter .* charges \$([\d.]+)", screen)
+        assert (shop.charges(), shop.plan_and_status(customer_id)[0]) == (paid, "starter")
+        done = console(*upgrade)
+        assert (done.exit_code, f"Stripe charges ${charge} now" in done.stderr) == (0, True)
+        assert shop.plan_and_status(customer_id) == ("professional", "active")
+        assert shop.charges()[-1] == round(float(charge) * 100)
+        same = terminal(*upgrade, columns=200)
+        assert (same[0], "[y/N]" in same[1]) == (1, False)
+
+    def test_cancel_at_period_end_and_resume(self, shop, console):
+        customer_id, subscription_id = shop.subscribe("professional")
+        done = console("customer", "deactivate", customer_id, "--at-period-end", "--yes")
+        assert "deactivated" not in done.stdout
+        assert re.search(r"Ends At: +\d", done.stdout)
+        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is True
+        assert console("customer", "resume", customer_id).exit_code == 0
+        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is False
+        assert console("customer", "resume", customer_id).exit_code == 1
+
+    def test_deactivate_asks_whom_it_concerns(self, shop, terminal):
+        customer_id, subscription_id = shop.subscribe("starter", email="ada@example.com")
+        code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
+        assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)
+        assert shop.plan_and_status(customer_id) == ("starter", "active")
+        assert terminal("customer", "deactivate", customer_id, typed="y\n")[0] == 0
+        assert shop.subscription(subscription_id)["status"] == "canceled"
+        assert "[y/N]" not in terminal("customer", "deactivate", customer_id)[1]
+
+    def test_portal_and_invoices(self, shop, console):
+        customer_id, _ = shop.subscribe("starter")
+        portal = console("customer", "portal", customer_id)
+        assert [line[:4] for line in portal.stdout.splitlines()][-1] == "http"
+        shown = console("customer", "invoices", customer_id)
+        assert (shown.exit_code, "$29.00" in shown.stdout, "paid" in shown.stdout) == (0, True, True)
+        [row] = json.loads(console("customer", "invoices", customer_id, "--json").stdout)
+        asked = shop.get(f"/api/customers/{customer_id}/invoices")["invoices"]
+        assert (row["number"], row["total"]) == (asked[0]["number"], 2900)
+
+    @pytest.mark.parametrize("how", ["console", "terminal"])
+    def test_erased_at_stripe_too(self, shop, console, terminal, how):
+        customer_id, _ = shop.subscribe("starter")
+        if how == "console":
+            assert console("customer", "erase", customer_id, "--yes", "--json").exit_code == 0
+        else:
+            assert terminal("customer", "erase", customer_id, typed="y\n")[0] == 0
+        assert shop.live() == []
+        assert shop.client.get(f"/api/customers/{customer_id}", headers=ADMIN).status_code == 404

@@ -1,0 +1,207 @@
+"""How every command prints: tables, forms for machines, terminals, and failing outputs."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from rich.cells import cell_len
+
+from cli import COMMANDS
+from tests.cli.conftest import RULE
+from tests.factories import make_customer
+from tests.server import ROOT, clean_environ, run_flask
+
+LONG = "a" * 50 + "@example.com"
+
+
+@pytest.fixture
+def names(client):
+    """Customers whose names are hard on a table."""
+    return [
+        make_customer(client, name="東京電力", companyName="株式会社", email="kanji@example.com"),
+        make_customer(client, name="Zoe\u0308", email=LONG),
+        make_customer(client, name="[red]x[/red] :bomb:", companyName="Corp"),
+    ]
+
+
+def test_piped_columns_grow_and_nothing_is_cut(console, names):
+    lines = console("customer", "list").stdout.splitlines()
+    rows = [line for line in lines if "cust_" in line]
+    assert lines[2] == lines[4] == lines[-1] == RULE
+    assert len({tuple(cell_len(cell) for cell in row.split("|")[:-1]) for row in rows}) == 1
+    for made, row in zip(names, rows, strict=True):
+        for name in ("customerId", "email", "name"):
+            assert made[name] in row
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_table_fits_the_terminal_and_keeps_its_ids(terminal, names, columns):
+    code, screen = terminal("customer", "list", columns=columns)
+    assert code == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen).splitlines()
+    assert max(cell_len(line) for line in plain) <= columns
+    for made in names:
+        assert (made["customerId"] in "\n".join(plain)) or columns < 80
+    assert "\x1b[1m" in screen
+
+
+def test_long_text_goes_through_the_pager(terminal, names):
+    paged = terminal("customer", "list", lines=5, PAGER="sed s/cust_/PAGED_/")[1]
+    assert "PAGED_" in paged
+    assert "PAGED_" not in terminal("customer", "list", PAGER="sed s/cust_/PAGED_/")[1]
+
+
+def test_no_color(terminal, client):
+    make_customer(client)
+    assert "\x1b[3" not in terminal("license", "verify", "x", NO_COLOR="1")[1]
+    assert "\x1b[31m" in terminal("license", "verify", "x")[1]
+
+
+def test_a_spreadsheet_gets_no_formula(console, client):
+    make_customer(client, name='=HYPERLINK("x")')
+    [row] = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
+    assert row["name"] == '\'=HYPERLINK("x")'
+
+
+@pytest.mark.parametrize("args", [["customer", "list"], ["report"], ["usage", "show", "--all"]])
+def test_two_forms_at_once_are_wrong_usage(console, args):
+    done = console(*args, "--json", "--csv")
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_full_disk_and_a_closed_pipe_are_one_line(environ, client):
+    make_customer(client)
+    command = [sys.executable, "-m", "flask", "customer", "list"]
+    settings = clean_environ(environ)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=ROOT, env=settings, stdout=full, stderr=-1, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: stdout: No space left on device\n")
+    process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=-1, stderr=-1, text=True)
+    process.stdout.close()
+    assert (process.wait(30), process.stderr.read()) == (1, "Error: stdout: Broken pipe\n")
+    process.stderr.close()
+
+
+def commands(app):
+    """Every command of ours by its words."""
+    for name in COMMANDS:
+        loaded = app.cli.commands[name].load()
+        yield (name,), loaded
+        for other, command in getattr(loaded, "commands", {}).items():
+            yield (name, other), command
+
+
+def test_every_command_has_help_an_example_and_json(app, console):
+    for words, command in commands(app):
+        done = console(*words, "-h")
+        assert (done.exit_code, done.stdout[:6]) == (0, "Usage:"), words
+        assert done.stdout == console(*words, "--help").stdout
+        if not isinstance(command, click.Group):
+            assert f"flask {' '.join(words)}" in done.stdout.partition("Example")[2], words
+            assert "--json" in done.stdout, words
+
+
+CUSTOMER = [
+    ["customer", "show"], ["customer", "upgrade", "--plan", "starter"], ["customer", "deactivate"],
+    ["customer", "resume"], ["customer", "portal"], ["customer", "invoices"], ["customer", "explain"],
+    ["customer", "override", "--clear"], ["customer", "export"], ["customer", "erase", "--yes"],
+    ["customer", "update", "--name", "N"], ["customer", "retire-instance", "--instance", "i"],
+    ["license", "show"], ["license", "history"], ["license", "revoke"], ["license", "reinstate"],
+    ["audit", "list"], ["usage", "show"], ["usage", "alerts"], ["sandbox", "deliver"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", CUSTOMER, ids=" ".join)
+def test_an_unknown_customer_is_exit_1_everywhere(make_app, args):
+    runner = make_app(STRIPE_API_BASE="http://127.0.0.1:1").test_cli_runner()
+    for who in (["nope"], ["--id", "nope@example.com"], ["--customer", "sub_nope"]):
+        done = runner.invoke(args=[*args, *who])
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr == f"Error: There is no customer {who[-1]}.\n"
+
+
+def test_a_customer_is_named_in_every_way(console, client, sql):
+    made = make_customer(client, email="Ada@Example.com")
+    sql("UPDATE customers SET stripe_customer_id = 'cus_1'")
+    trial = made["subscription"]["subscriptionId"]
+    for who in (made["customerId"], "ada@example.COM", "cus_1", trial):
+        for args in ([who], ["--id", who], ["--customer", who], [who, "--id", who]):
+            done = console("customer", "show", *args, "--json")
+            assert json.loads(done.stdout)["customerId"] == made["customerId"]
+    assert console("customer", "show").exit_code == 2
+    assert console("customer", "show", "cus_1", "--id", trial).exit_code == 2
+
+
+def test_completion_knows_the_customers(environ, client):
+    made = make_customer(client, email="ada@example.com")
+    for words, value in (
+        ("flask customer show a", "ada@example.com"),
+        ("flask license show --customer cust_", made["customerId"]),
+    ):
+        asked = {"_FLASK_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        flask = Path(sys.executable).parent / "flask"
+        settings = clean_environ(environ | asked)
+        done = subprocess.run([flask], cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+        assert f"plain,{value}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["customer", "show", "--id", "\udcff"],
+        ["customer", "list", "--email", "\udcff"],
+        ["license", "revoke", "--customer", "a@example.com", "--reason", "x" * 501],
+        ["license", "revoke", "--customer", "a@example.com", "--reason", "\x1b[31m"],
+        ["customer", "add", "--email", "nonsense", "--name", "N"],
+        ["customer", "add", "--email", "b@example.com", "--name", ""],
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_wrong_usage(console, client, args):
+    make_customer(client, email="a@example.com")
+    done = console(*args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://nobody@127.0.0.1:1/nothing", "Connection refused"),
+        ("postgresql://nobody@no.such.host.invalid/x", "could not translate host name"),
+    ],
+)
+def test_a_database_that_is_away_is_one_line_in_its_own_words(environ, url, reason):
+    done = run_flask("customer", "list", environ=environ | {"DATABASE_URL": url})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"Error: DATABASE_URL: [^\n]*{reason}[^\n]*\n", done.stderr)
+
+
+def test_without_a_database_it_says_what_to_do(environ):
+    done = run_flask("customer", "list", environ=environ | {"DATABASE_URL": "", "DATA_DIR": "/nonexistent"})
+    assert (done.returncode, done.stdout) == (1, "")
+    for choice in ("DATABASE_URL", "make run", "EMBEDDED_POSTGRES=1"):
+        assert choice in done.stderr
+
+
+def test_what_a_command_does_not_use_is_not_loaded(environ, client):
+    """What takes longest to import; `make bench` measures the time itself."""
+    make_customer(client)
+    heavy = "stripe flask_smorest marshmallow limits prometheus_client jose cryptography"
+    program = (
+        "import sys; from flask.cli import main\n"
+        "try: main()\n"
+        f"finally: print([m for m in {heavy.split()} if m in sys.modules], file=sys.stderr)"
+    )
+    for args in (["--help"], ["customer", "list"], ["usage", "show", "--all"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *args], cwd=ROOT, env=clean_environ(environ),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.splitlines()[-1] == "[]", args
