@@ -232,8 +232,10 @@ class StripeGateway:
     def subscription_page(self, after: str | None) -> list[dict[str, Any]]:
         """A hundred subscriptions of the account that follow `after`, but those of a test clock."""
         params: dict[str, Any] = {"status": "all", "limit": PAGE, "expand": [f"data.{n}" for n in EXPANDED]}
-        page = self._v1.subscriptions.list(params | ({"starting_after": after} if after else {}))
-        return [found.to_dict() for found in page.data]
+        params |= {"starting_after": after} if after else {}
+        _ = self._v1
+        # Making the SDK's objects of a page takes ten times as long as reading it.
+        return list(self._client.raw_request("get", "/v1/subscriptions", **params).data["data"])
 
     def retrieve_subscription(self, subscription_id: str) -> dict[str, Any] | None:
         """None: Stripe does not find it."""
