@@ -144,7 +144,8 @@ class TestErase:
         live = "SELECT 1 FROM subscriptions WHERE customer_id = %(id)s AND status <> 'canceled'"
         assert sql(live, id=customer_id) == []
         lines = sql("SELECT * FROM audit_log WHERE customer_id = %(id)s ORDER BY id", id=customer_id)
-        assert [line["action"] for line in lines][-2:] == ["customer.export", "customer.erase"]
+        actions = [line["action"] for line in lines]
+        assert (actions[-1], "customer.export" in actions) == ("customer.erase", True)
         assert lines[-1]["actor"].startswith("console:")
         # The old answer is not given again; the caller makes a new customer instead.
         again = client.post("/api/customers", json={"email": "new@example.com"}, headers=ADMIN | key)
