@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final
 
 import stripe
@@ -376,8 +377,8 @@ class StripeGateway:
     ) -> list[dict[str, Any]]:
         """The newest invoices of a customer, newest first."""
         filters = {"customer": stripe_customer_id, "subscription": subscription_id, "status": status}
-        params = {name: value for name, value in filters.items() if value} | {"limit": limit}
-        return [invoice.to_dict() for invoice in self._v1.invoices.list(params).data]
+        params = {name: value for name, value in filters.items() if value} | {"limit": min(limit, PAGE)}
+        return list(islice(_all(self._v1.invoices.list(params)), limit))
 
     def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
         """None: Stripe does not find it."""

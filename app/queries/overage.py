@@ -387,6 +387,45 @@ def select_day(cur: Cursor, customer_id: str, day: date) -> list[Row]:
     )
 
 
+def select_terms_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """When it was on for a customer, and at what terms."""
+    return cur.all(
+        """
+        SELECT cap, price, starts_at, ends_at
+          FROM overage_terms
+         WHERE customer_id = %(customer_id)s
+         ORDER BY starts_at
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_periods_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """The periods that a customer was invoiced for."""
+    return cur.all(
+        """
+        SELECT subscription_id, starts_at, ends_at, is_paid, closed_as, closed_at
+          FROM overage_periods
+         WHERE customer_id = %(customer_id)s
+         ORDER BY starts_at
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_days_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """Every revision of every day of a customer."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+         ORDER BY day, revision
+        """,
+        {"customer_id": customer_id},
+    )
+
+
 def insert_decision(cur: Cursor, customer_id: str, day: date, *, hold: bool, reason: str | None) -> Row:
     """A revision of a day with the same figures that an operator holds or releases."""
     return cur.exactly_one(
