@@ -155,7 +155,6 @@ class Blueprint(flask_smorest.Blueprint):
 
         return decorator
 
-
     def _operation_id(self, view_name: str) -> str:
         """`create` of the blueprint `customers` is createCustomer; a name of several words stands alone."""
         return camel_case(view_name if "_" in view_name else f"{view_name}_{self.name.removesuffix('s')}")

@@ -488,10 +488,7 @@ def _explanation(found: Row) -> Iterator[str]:
         note = f"  {event['note']}" if event.get("note") else ""
         yield f"{at}  {event['type']}  {event['event_id']}  {event['outcome']}{note}"
     for refusal in found["refusals"]:
-        request = (
-            f" (Stripe's request {refusal['stripe_request_id']})" if refusal["stripe_request_id"] else ""
-        )
-        yield f"{local_time(refusal['at'])}  {refusal['action']} refused: {refusal['message']}{request}"
+        yield f"{local_time(refusal['at'])}  {refusal['action']} refused: {refusal['message']}"
     yield from _warnings(found, found["live_count"])
 
 

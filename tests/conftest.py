@@ -89,7 +89,7 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 def key_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A license key pair for the whole run; making one costs a tenth of a second."""
     folder = tmp_path_factory.mktemp("keys")
-    write_key_files(load_settings(_key_paths(folder)), generate_private_key())
+    write_key_files(load_settings(key_paths(folder)), generate_private_key())
     return folder
 
 
@@ -101,7 +101,7 @@ def environ(database_url: str, key_dir: Path) -> dict[str, str]:
         "ADMIN_API_KEY": ADMIN_KEY,
         "RATELIMIT_ENABLED": "false",
         "LOG_LEVEL": "warning",
-        **_key_paths(key_dir),
+        **key_paths(key_dir),
     }
 
 
@@ -223,7 +223,7 @@ def copy_of_service(open_folder: Path) -> Path:
     return folder
 
 
-def _key_paths(folder: Path) -> dict[str, str]:
+def key_paths(folder: Path) -> dict[str, str]:
     return {
         "LICENSE_PRIVATE_KEY_PATH": str(folder / "private-key.pem"),
         "LICENSE_PUBLIC_KEY_PATH": str(folder / "public-key.pem"),

@@ -38,8 +38,8 @@ def start_checkout(
     """A page where the customer subscribes: session_id, checkout_url, plan, interval, expires_at.
 
     One page of a customer is open at a time, so that nobody pays twice in two tabs: asked for the same again
-    it is the same page, asked for another it is closed. Raises Conflict with what to do instead while there is
-    a subscription that is not over, here or, by a webhook still on its way, at Stripe only.
+    it is the same page, asked for another it is closed. Raises Conflict with what to do instead while a
+    subscription is not over, here or, by a webhook still on its way, at Stripe only.
     """
     get_customer(customer_id)
     asked = audited("subscription.checkout", customer_id, customer_id, plan=plan, interval=interval)

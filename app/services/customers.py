@@ -215,7 +215,7 @@ def digest(value: Any) -> str:
 
 
 def this_minute() -> str:
-    """Part of an idempotency key whose effect is looked for before the call is made again: Stripe would repeat
-    a refusal for 24 hours, so it does for a minute at most.
+    """Part of an idempotency key whose effect is looked for before the call is made again: so a refusal,
+    which Stripe repeats for 24 hours, is repeated for a minute at most.
     """
     return f"{now():%Y%m%d%H%M}"

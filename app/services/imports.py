@@ -55,8 +55,8 @@ def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bo
     try:
         wanted = NewCustomerRequest().load(given)
     except ValidationError as error:
-        messages = error.normalized_messages().items()
-        raise Invalid("; ".join(f"{name}: {texts[0]}" for name, texts in messages)) from None
+        messages: Any = error.messages
+        raise Invalid("; ".join(f"{name}: {texts[0]}" for name, texts in messages.items())) from None
     with db.statement() as cur:
         there = customers.select_customers(cur, limit=1, email=wanted["email"])
     if there or is_repeated:

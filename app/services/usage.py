@@ -18,6 +18,7 @@ from app.licenses import Token
 from app.queries import audit, subscriptions, usage
 from app.services.licenses import current_license, is_current, is_older, require_serving
 
+IMPORT_BATCH: Final = 1000
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
 ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license", "silent")
@@ -283,7 +284,7 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
         if cells:
             lines.append(reader.line_num)
             items.append(_read_line(header, cells))
-        if len(items) == MAX_BATCH:
+        if len(items) == IMPORT_BATCH:
             yield from _import_batch(lines, items)
             lines, items = [], []
     if items:

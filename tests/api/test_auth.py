@@ -182,7 +182,9 @@ def test_several_admin_keys_at_once_each_with_its_name(make_app, sql):
         refusal(client.get("/api/customers", headers=bearer(wrong)), 401)
 
 
-@pytest.mark.parametrize("text", ["é", "ÿ" * 100, "\x80", f"{ADMIN_KEY}é", f"é{ADMIN_KEY}", f"{ADMIN_KEY}\xa0"])
+@pytest.mark.parametrize(
+    "text", ["é", "ÿ" * 100, "\x80", f"{ADMIN_KEY}é", f"é{ADMIN_KEY}", f"{ADMIN_KEY}\xa0"]
+)
 def test_what_is_not_ascii_is_401(client, text):
     for scheme in ("Bearer ", "Beårer ", ""):
         environ = {"HTTP_AUTHORIZATION": f"{scheme}{text}"}

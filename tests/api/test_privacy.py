@@ -99,15 +99,14 @@ class TestExport:
                 WHERE column_name = 'customer_id' AND table_schema = 'public'"""
         )
         held = {row["table_name"] for row in tables if not row["table_name"].startswith("usage_reports_")}
-        # A threshold is derived from the reports; the alerts tell of every crossing.
-        assert held - {"usage_levels"} == {
-            "customers", "subscriptions", "licenses", "usage_reports", "instances", "usage_alerts",
-            "stripe_events", "audit_log",
+        assert held == {
+            "customers", "subscriptions", "licenses", "usage_reports", "instances", "stripe_events",
+            "audit_log",
         }  # fmt: skip
         exported = json.loads(
             console("customer", "export", "--id", make_customer(client)["customerId"]).stdout
         )
-        assert len(exported) == len(held - {"usage_levels"}) + 1  # and the kept answers
+        assert len(exported) == len(held) + 1  # and the kept answers
 
     def test_nobody_who_is_not_there(self, client: FlaskClient, console: Console) -> None:
         gone = make_customer(client)["customerId"]
@@ -197,9 +196,9 @@ class TestErase:
                     if number == 1:
                         return own.get(f"/api/licenses/{customer_id}", headers=ADMIN).status_code
                     if number == 2:
-                        wish = {"customerId": customer_id, "plan": "starter"}
+                        body = {"customerId": customer_id, "plan": "starter"}
                         return own.post(
-                            "/api/subscriptions/create-trial", json=wish, headers=ADMIN
+                            "/api/subscriptions/create-trial", json=body, headers=ADMIN
                         ).status_code
                     change = {"name": f"Erika {number}", "email": f"erika{number}@example.com"}
                     return own.patch(f"/api/customers/{customer_id}", json=change, headers=ADMIN).status_code
@@ -248,7 +247,7 @@ class TestErase:
         sql("UPDATE email_hash_key SET key = 'another'")
         assert make_customer(client, **PERSON, plan="starter")["subscription"]["status"] == "trialing"
 
-    def test_no_log_line_names_anybody(
+    def test_no_log_line_names_anybody_without_stripe(
         self,
         make_app: Callable[..., Flask],
         caplog: pytest.LogCaptureFixture,
@@ -370,11 +369,28 @@ class TestAtStripe:
 
     def test_so_is_a_second_one_that_a_crash_left_behind(self, shop: Shop) -> None:
         customer_id, _, stripe_id, _ = self.paying(shop)
-        twin = shop.stripe_of(app).create_customer(customer_id, PERSON["email"], None, "twin")
-        other = shop.stripe_of(app).create_customer("other", PERSON["email"], None, "other")
+        email, named = str(PERSON["email"]), {"customer_id": customer_id}
+        twin = shop.sandbox.create_customer(email, metadata=named)["id"]
+        other = shop.sandbox.create_customer(email, metadata={"customer_id": "other"})["id"]
         assert self.erase(shop, customer_id).exit_code == 0
-        assert [row["id"] for row in shop.sandbox.every("customer")] == [other]
-        assert twin != stripe_id
+        kept = [c["id"] for c in shop.sandbox.every("customer") if not c.get("deleted")]
+        assert (kept, twin != stripe_id) == ([other], True)
+
+    def test_one_that_buys_other_products_stays_there_without_our_metadata(
+        self, shop: Shop, sql: Sql
+    ) -> None:
+        customer_id, token, stripe_id, subscription_id = self.paying(shop)
+        support = shop.sandbox.create_subscription(stripe_id, shop.make_price(70_000))["id"]
+        for _ in range(2):
+            assert self.erase(shop, customer_id).exit_code in (0, 1)  # 1: erased already
+        found = shop.sandbox.get("customer", stripe_id)
+        assert (found.get("deleted"), found["metadata"], found["email"]) == (None, {}, PERSON["email"])
+        assert shop.sandbox.get("subscription", support)["status"] == "active"
+        assert shop.sandbox.get("subscription", subscription_id)["status"] == "canceled"
+        assert traces(sql, [token], stripe_id) == []
+        shop.deliver()
+        assert traces(sql, [token]) == []
+        assert shop.client.get(f"/api/customers/{customer_id}", headers=ADMIN).status_code == 404
 
     def test_when_stripe_fails_nothing_is_changed_and_the_next_try_completes(
         self, shop: Shop, sql: Sql

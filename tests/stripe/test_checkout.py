@@ -342,10 +342,10 @@ def test_somebody_elses_customer_at_stripe_is_not_taken_over(shop: Shop) -> None
 def test_who_joins_again_after_a_restore_finds_the_running_subscription(
     shop: Shop, sql: Callable[..., Any]
 ) -> None:
-    lost, subscription_id = shop.subscribe("professional", email="Back@example.com")
+    lost, subscription_id = shop.subscribe("professional", email="back@example.com")
     stripe_id = shop.stripe_id(lost)
     sql("TRUNCATE customers CASCADE")
-    customer_id = shop.customer(email="back@example.com")
+    customer_id = shop.customer(email="Back@example.com")
     answer = shop.try_checkout(customer_id, "starter")
     assert (answer.status_code, "upgrade" in answer.json["message"]) == (409, True)
     assert shop.stripe_id(customer_id) == stripe_id

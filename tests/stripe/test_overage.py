@@ -1,16 +1,25 @@
 """Overage: each day above the included devices is on one invoice, once, to the cent."""
 
+import os
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import psycopg2
 import pytest
+import stripe
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
+from app.db import Cursor
 from app.errors import Conflict
 from app.services import overage
+from app.services.stripe_sync import sync_customer
 from tests.conftest import ADMIN
-from tests.shop import Shop
+from tests.shop import HOOK, Shop
+from tests.stripe_sandbox import Refusal, billing
 
 DAY = timedelta(days=1)
 
@@ -367,3 +376,246 @@ def test_the_routes_refuse_what_is_not_there_or_not_theirs(shop_over: Overage):
     ):  # fmt: skip
         assert client.get(path + wrong, headers=ADMIN).status_code == status, wrong
     assert client.get(f"/api/usage/{other}/billing", headers=ADMIN).status_code == 404
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Fuse:
+    """Ends what runs after so many steps: statements and calls to Stripe, each before and after."""
+
+    left: int | None = None
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for target, name in ((psycopg2.extensions.cursor, "execute"), (stripe.RequestsClient, "request")):
+            self._burn_around(monkeypatch, target, name)
+
+    def _burn_around(self, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+        original = getattr(target, name)
+
+        def burning(*args: Any, **kwargs: Any) -> Any:
+            self._burn()
+            answer = original(*args, **kwargs)
+            self._burn()
+            return answer
+
+        monkeypatch.setattr(Cursor if name == "execute" else target, name, burning, raising=False)
+
+    def _burn(self) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left = self.left and self.left - 1
+
+
+class Ledger:
+    """What is owed, in plain Python: from the reports, Stripe's subscriptions, and the licenses we gave out."""
+
+    def __init__(self, over: Overage, customer_id: str) -> None:
+        self.over, self.customer_id = over, customer_id
+        self.reports: dict[tuple[date, str], int] = {}
+        self.terms: list[list[float]] = []
+        self.periods: dict[tuple[str, int], int] = {}
+
+    def look(self) -> None:
+        """To be called at least once in each period."""
+        for sub in self.over.sandbox.every("subscription"):
+            item = sub["items"]["data"][0]
+            key = (sub["id"], item["current_period_start"])
+            if sub["status"] in ("active", "past_due"):
+                self.periods.setdefault(key, item["current_period_end"])
+            if sub["ended_at"] and key in self.periods:
+                self.periods[key] = min(self.periods[key], sub["ended_at"])
+
+    def switch(self, on: bool) -> None:
+        if on:
+            self.terms.append([self.over.sandbox.now(), float("inf")])
+        else:
+            self.terms[-1][1] = self.over.sandbox.now()
+
+    def amount(self) -> int:
+        ended = {sub["id"] for sub in self.over.sandbox.every("subscription") if sub["ended_at"]}
+        newest = {sub: start for sub, start in sorted(self.periods)}
+        over = [(p[1], end) for p, end in self.periods.items() if p[0] in ended or p[1] < newest[p[0]]]
+        licenses = self.over.sql(
+            "SELECT EXTRACT(EPOCH FROM issued_at) AS start, EXTRACT(EPOCH FROM superseded_at) AS end,"
+            " plan, status, device_limit FROM licenses WHERE customer_id = %(id)s",
+            id=self.customer_id,
+        )
+        amount = 0
+        for day in {day for day, _ in self.reports}:
+            start = datetime.combine(day, time.min, UTC).timestamp()
+            end = start + 86_400
+            if not all(any(s <= start and end <= e for s, e in spans) for spans in (over, self.terms)):
+                continue
+            valid = [row for row in licenses if row["start"] < end and start < (row["end"] or end)]
+            best = max(valid, key=lambda row: row["device_limit"], default={"status": "none"})
+            if best["status"] in ("active", "past_due"):
+                total = sum(active for (reported, _), active in self.reports.items() if reported == day)
+                price = {"starter": 10, "professional": 9}[best["plan"]]
+                amount += max(0, total - best["device_limit"]) * price
+        return amount
+
+
+class Life:
+    """One customer; every step may be taken at any time."""
+
+    def __init__(self, over: Overage, fuse: Fuse) -> None:
+        self.over, self.fuse, self.sandbox = over, fuse, over.sandbox
+        self.customer_id, self.subscription_id = over.subscriber()
+        self.stripe_id = over.shop.stripe_id(self.customer_id)
+        self.ledger = Ledger(over, self.customer_id)
+        self.ledger.switch(True)
+        self.is_on = True
+        self.undone: list[dict[str, Any]] = []
+
+    def report(self, given: tuple[int, int, int]) -> None:
+        days_ago, instance, active = given
+        day, hour = self.over.today() - days_ago * DAY, len(self.ledger.reports) % 24
+        key = (day, f"dev-{instance}")
+        if active > self.ledger.reports.get(key, -1):
+            self.over.sql("DELETE FROM usage_reports WHERE customer_id = %(id)s AND instance_id = %(i)s"
+                          " AND DATE_TRUNC('hour', reported_at) = %(at)s", id=self.customer_id, i=key[1],
+                          at=datetime.combine(day, time(hour), UTC))  # fmt: skip
+            self.over.report(self.customer_id, day, active, key[1], hour)
+            self.ledger.reports[key] = active
+
+    def days(self, count: int) -> None:
+        for _ in range(count):
+            self.sandbox.advance(days=1)
+            self.ledger.look()
+
+    def renewal(self, hours: int) -> None:
+        if self.over.shop.live():
+            self.over.to_period_end()
+            self.sandbox.advance(hours=hours)
+            self.ledger.look()
+
+    def plan(self, plan: str) -> None:
+        with suppress(Refusal):
+            self.sandbox.portal_switch(self.subscription_id, self.over.shop.prices[plan])
+
+    def second(self, plan: str) -> None:
+        if len(self.over.shop.live()) < 2:
+            made = self.sandbox.create_subscription(self.stripe_id, self.over.shop.prices[plan])
+            self.subscription_id = made["id"]
+            self.ledger.look()
+
+    def cancel(self, at_once: bool) -> None:
+        with suppress(Refusal):
+            if at_once:
+                self.sandbox.cancel_subscription(self.subscription_id)
+            else:
+                self.sandbox.update_subscription(self.subscription_id, cancel_at_period_end=True)
+        self.ledger.look()
+
+    def card(self, card: str) -> None:
+        self.sandbox.set_card(self.stripe_id, card)
+
+    def switch(self, on: bool) -> None:
+        with suppress(Conflict):
+            if on != self.is_on:
+                self.over.service(overage.switch_on if on else overage.switch_off, self.customer_id)
+                self.ledger.switch(on)
+                self.is_on = on
+
+    def lose_answers(self, times: int) -> None:
+        self.sandbox.faults.fail_next(3 * times, "drop", path="invoice", method="POST", after=True)
+
+    def lose_events(self, seed: int) -> None:
+        for event in random.Random(seed).sample(self.sandbox.webhooks.pending, k=min(2, self._waiting())):
+            self.sandbox.webhooks.drop(event)
+
+    def deliver(self, given: tuple[int, int | None]) -> None:
+        """Some events, in any order, some twice; with a length of the fuse, it ends in the middle."""
+        seed, length = given
+        dice = random.Random(seed)
+        events = dice.sample(self.sandbox.webhooks.pending, k=dice.randint(0, self._waiting()))
+        for event in [*self.undone, *events, *events[:1]]:
+            self._bring(event, length)
+
+    def _waiting(self) -> int:
+        return len(self.sandbox.webhooks.pending)
+
+    def _bring(self, event: dict[str, Any], length: int | None = None) -> None:
+        self.fuse.left, delivered = length, []
+        try:
+            delivered = self.sandbox.webhooks.deliver(event, HOOK)
+        except Killed:
+            pass
+        finally:
+            self.fuse.left = None
+        self.over.sql("DELETE FROM leases")  # as after the minute that they last
+        if delivered and delivered[0].ok:
+            self.undone = [other for other in self.undone if other["id"] != event["id"]]
+        elif event not in self.undone:
+            self.undone.append(event)
+
+    def settle_down(self) -> None:
+        """What was lost is found by the nightly command; an operator releases and bills what is late."""
+        self.sandbox.faults.clear()
+        for event in [*self.undone, *self.sandbox.webhooks.pending]:
+            self._bring(event)
+        assert self.undone == []
+        self.over.service(sync_customer, self.customer_id)
+        self.over.service(overage.settle, self.customer_id)
+        self.over.service(overage.refresh, self.customer_id)
+        held = self.over.sql(
+            "SELECT day FROM overage_current WHERE customer_id = %(id)s AND state = 'held'", id=self.customer_id
+        )
+        for row in held:
+            self.over.service(overage.decide, self.customer_id, row["day"], hold=False)
+        self.over.service(overage.settle, self.customer_id)
+        if self.over.sql("SELECT 1 FROM overage_current WHERE state = 'late'"):
+            self.over.service(overage.bill_late, self.customer_id)
+
+    def end(self) -> None:
+        with self.sandbox.world.transaction() as world:
+            billing.delete_customer(world, world.get("customer", self.stripe_id))
+        self.sandbox.webhooks.clear()
+
+
+seeds = st.integers(0, 99)
+steps = st.one_of(
+    st.tuples(st.just("report"), st.tuples(st.integers(0, 25), st.integers(1, 2), st.integers(0, 60))),
+    st.tuples(st.just("report"), st.tuples(st.integers(0, 3), st.just(1), st.integers(9, 20))),
+    st.tuples(st.just("days"), st.integers(1, 12)),
+    st.tuples(st.just("renewal"), st.integers(0, 2)),
+    st.tuples(st.just("plan"), st.sampled_from(["starter", "professional"])),
+    st.tuples(st.just("second"), st.sampled_from(["starter", "professional"])),
+    st.tuples(st.just("cancel"), st.booleans()),
+    st.tuples(st.just("card"), st.sampled_from(["ok", "decline"])),
+    st.tuples(st.just("switch"), st.booleans()),
+    st.tuples(st.just("lose_answers"), st.integers(1, 2)),
+    st.tuples(st.just("lose_events"), seeds),
+    st.tuples(st.just("deliver"), st.tuples(seeds, st.none())),
+    st.tuples(st.just("deliver"), st.tuples(seeds, st.integers(0, 80))),
+)
+
+
+def test_every_day_is_billed_exactly_once(shop_over: Overage, monkeypatch: pytest.MonkeyPatch):
+    """OVERAGE_EXAMPLES=500 looks longer than the suite does."""
+    over, fuse = shop_over, Fuse(monkeypatch)
+
+    @settings(
+        max_examples=int(os.environ.get("OVERAGE_EXAMPLES", "12")),
+        phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck), database=None,
+        report_multiple_bugs=False,
+    )  # fmt: skip
+    @given(st.lists(steps, min_size=8, max_size=25))
+    def live(taken: list[tuple[str, Any]]) -> None:
+        life = Life(over, fuse)
+        try:
+            for name, given_ in taken:
+                getattr(life, name)(given_)
+            life.settle_down()
+            items = [i for i in over.items() if i["customer"] == life.stripe_id]
+            assert sum(item["amount"] for item in items) == life.ledger.amount()
+            assert len({item["metadata"]["overage"] for item in items}) == len(items)
+            lived = {sub["id"] for sub in over.shop.live()}
+            waiting = {i["metadata"]["subscription_id"] for i in items if i["invoice"] is None}
+            assert waiting <= lived, "nothing waits for an invoice that will not come"
+        finally:
+            life.end()
+
+    live()
