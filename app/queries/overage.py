@@ -343,19 +343,19 @@ def mark_billed(cur: Cursor, customer_id: str, bill: str, invoice_item_id: str |
     )
 
 
-def select_late_days(cur: Cursor, customer_id: str | None) -> list[Row]:
-    """The newest revisions that only `bill-late` bills, of one customer or of all that were not erased."""
+def select_current_days(cur: Cursor, customer_id: str | None, states: list[str]) -> list[Row]:
+    """Days in one of these states that are on no bill, of one customer or of all that were not erased."""
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
           FROM overage_current
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
-           AND state = 'late'
+           AND state = ANY(%(states)s)
            AND bill IS NULL
            AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
          ORDER BY customer_id, day
         """,
-        {"customer_id": customer_id},
+        {"customer_id": customer_id, "states": states},
     )
 
 

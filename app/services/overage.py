@@ -204,7 +204,7 @@ def bill_late(customer_id: str) -> Row | None:
         raise Conflict("OVERAGE is not on: nothing is billed.")
     refresh(customer_id)
     with _changing_days(customer_id) as cur:
-        late = overage.select_late_days(cur, customer_id)
+        late = overage.select_current_days(cur, customer_id, ["late"])
         subscriptions_at_stripe = overage.select_billable_subscriptions(cur, customer_id)
         if not late:
             return None
