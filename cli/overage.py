@@ -49,7 +49,7 @@ def switch(customer_id: str, on: bool | None, cap: int | None, price: int | None
     """
     from app.services import overage
 
-    if on is None or not (on or cap is None and price is None):
+    if on is None or not (on or (cap is None and price is None)):
         raise click.UsageError("Give --on, with --cap and --price if need be, or --off.")
     if on:
         cap = overage.switch_on(customer_id, cap=cap, price=price)
