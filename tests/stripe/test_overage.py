@@ -355,6 +355,32 @@ def test_erasing_waives_what_is_open_and_keeps_the_days(shop_over: Overage, sql:
     assert [row["over"] for row in sql("SELECT over FROM overage_days")] == [5]
 
 
+def test_a_customer_deleted_at_stripe_stops_nothing(shop_over: Overage, sql: Callable[..., Any]):
+    over = shop_over
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.sandbox.advance(days=3)
+    with over.sandbox.world.transaction() as world:
+        billing.delete_customer(world, world.get("customer", over.shop.stripe_id(customer_id)))
+    assert all(delivery.ok for delivery in over.shop.deliver())
+    assert over.items() == []
+    assert [(row["state"], row["over"]) for row in sql("SELECT * FROM overage_days")] == [("open", 5)]
+
+
+def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_changes(shop_over: Overage):
+    over = shop_over
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 13)
+    over.sandbox.advance(days=3)
+    over.sandbox.portal_switch(subscription_id, over.shop.yearly["starter"])
+    over.shop.deliver()
+    assert [(item["quantity"], item["amount"]) for item in over.items()] == [(3, 30)]
+    over.report(customer_id, over.today() + DAY, 14)
+    over.report(customer_id, over.today() + 200 * DAY, 14)
+    over.renew()
+    assert sorted(over.lines()) == [("paid", 3, 30), ("paid", 8, 80)]
+
+
 def test_who_may_have_overage(shop_over: Overage, make_app: Callable[..., Any]):
     over = shop_over
     customer_id, _ = over.subscriber()
