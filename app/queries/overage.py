@@ -76,6 +76,7 @@ def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
          WHERE customer_id = %(customer_id)s
            AND erased_at IS NULL
            AND stripe_subscription_id IS NOT NULL
+           AND status NOT IN ('incomplete', 'incomplete_expired')
            AND COALESCE(ended_at, 'infinity') > (SELECT MIN(starts_at)
                                                    FROM overage_terms
                                                   WHERE customer_id = %(customer_id)s)

@@ -632,14 +632,14 @@ def test_every_day_is_billed_exactly_once(shop_over: Overage, monkeypatch: pytes
     over, fuse = shop_over, Fuse(monkeypatch)
 
     @settings(
-        max_examples=int(os.environ.get("OVERAGE_EXAMPLES", "12")),
+        max_examples=int(os.environ.get("OVERAGE_EXAMPLES", "8")),
         phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck), database=None,
         report_multiple_bugs=False,
     )  # fmt: skip
     @given(st.lists(steps, min_size=8, max_size=25))
     def live(taken: list[tuple[str, Any]]) -> None:
         life = Life(over, fuse)
-        print(taken)
+        print(taken)  # pytest shows it when the example fails
         try:
             for name, given_ in taken:
                 getattr(life, name)(given_)
