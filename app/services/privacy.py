@@ -37,7 +37,7 @@ def erase_customer(customer_id: str) -> None:
     Its licenses are revoked, and a keyed hash of the address remembers that the trial is used up.
     Done again after a failure half-way, it completes. No checkout can begin meanwhile.
     """
-    with db.lease(f"customer {customer_id}"):
+    with db.lease(f"customer {customer_id}"), db.lease(f"overage {customer_id}"):
         customer = get_customer(customer_id)
         stripe_ids = _leave_stripe(customer) if customer["stripe_customer_id"] or stripe.configured else []
         at = now()
