@@ -31,6 +31,7 @@ class LazyCommand(click.Command):
         module, _, attribute = COMMANDS[str(self.name)][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         command.help = command.help or self.help
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         return command
 
     def make_context(

@@ -182,9 +182,7 @@ def test_several_admin_keys_at_once_each_with_its_name(make_app, sql):
         refusal(client.get("/api/customers", headers=bearer(wrong)), 401)
 
 
-@pytest.mark.parametrize(
-    "text", ["é", "ÿ" * 100, "\x80", f"{ADMIN_KEY}é", f"é{ADMIN_KEY}", f"{ADMIN_KEY}\xa0"]
-)
+@pytest.mark.parametrize("text", ["é", "\x80", f"{ADMIN_KEY}é", f"é{ADMIN_KEY}", f"{ADMIN_KEY}\xa0"])
 def test_what_is_not_ascii_is_401(client, text):
     for scheme in ("Bearer ", "Beårer ", ""):
         environ = {"HTTP_AUTHORIZATION": f"{scheme}{text}"}
@@ -300,7 +298,7 @@ def text_tricks(f):
     yield from (
         f"{head}.{body}", f"{head}=.{body}.{signature}", f"{head}.{body}==.{signature}",
         f"{head}.{body}.{signature[:-5]}+/+/{signature[-1]}", f"{head}. {body}.{signature}",
-        f"{head}\t.{body}.{signature}", f"{body}.{head}.{signature}", f"{head}.{body}.{signature}.{signature}",
+        f"{head}\t.{body}.{signature}", f"{body}.{head}.{signature}", f"{f.token}.{signature}",
         ".".join([head, body, signature, body, signature]), f".{body}.{signature}", f"{head}..{signature}",
         f"{head}.{body}.", "..", *(f"{head}.{body}.{base64url(bytes(size))}" for size in (1, 256, 2000)),
         json.dumps({"protected": head, "payload": body, "signature": signature}),

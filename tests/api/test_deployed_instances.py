@@ -18,7 +18,7 @@ from jose import jwt
 from app.config import load_settings
 from app.keyring import write_key_files
 from app.licenses import generate_private_key, parse_private_key, sign
-from tests.conftest import ADMIN
+from tests.conftest import ADMIN, key_paths
 from tests.factories import bearer, make_customer
 from tests.server import ROOT, Server, free_port, wait_until
 from tests.shop import Shop
@@ -56,12 +56,8 @@ class DeployedInstance:
 @pytest.fixture
 def environ(environ: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """Keys that may be rotated, and overage for those who agreed to it."""
-    environ |= {
-        "OVERAGE": "on",
-        "LICENSE_PRIVATE_KEY_PATH": str(tmp_path / "keys" / "private-key.pem"),
-        "LICENSE_PUBLIC_KEY_PATH": str(tmp_path / "keys" / "public-key.pem"),
-    }
-    write_key_files(load_settings(environ))
+    environ |= {"OVERAGE": "on"} | key_paths(tmp_path / "keys")
+    write_key_files(load_settings(environ), generate_private_key())
     return environ
 
 
