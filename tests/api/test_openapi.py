@@ -91,8 +91,8 @@ def test_a_generated_python_client_creates_reports_and_reads(
     server = serve()
     (tmp_path / "openapi.json").write_text(server.get("/openapi.json").text)
     (tmp_path / "config.yaml").write_text("package_name_override: billing_client\npost_hooks: []\n")
-    run(generator, "generate", "--path", "openapi.json", "--config", "config.yaml", "--meta", "none", "--output-path",
-        "billing_client", cwd=tmp_path)  # fmt: skip
+    options = "--path openapi.json --config config.yaml --meta none --output-path billing_client"
+    run(generator, "generate", *options.split(), cwd=tmp_path)
     (tmp_path / "use.py").write_text(PYTHON_CLIENT.format(url=server.url, key=ADMIN_KEY))
     python = Path(generator).with_name("python")
     run(
@@ -122,7 +122,7 @@ def test_a_generated_typescript_client_creates_reports_and_reads(
     (tmp_path / "use.ts").write_text(
         TYPESCRIPT_CLIENT.replace("URL", server.url, 1).replace('"KEY"', f'"{ADMIN_KEY}"')
     )
-    run(compiler, "--strict", "--target", "es2022", "--module", "es2022", "--moduleResolution", "bundler", "--lib",
-        "es2022,dom", "use.ts", cwd=tmp_path)  # fmt: skip
+    options = "--strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom"
+    run(compiler, *options.split(), "use.ts", cwd=tmp_path)
     (tmp_path / "use.js").rename(tmp_path / "use.mjs")
     assert run(node, "use.mjs", cwd=tmp_path) == "typed@example.com 5 false\n"
