@@ -36,6 +36,7 @@ SHORT_RULE: Final = "─" * 41
 RULE: Final = "─" * 77
 DOUBLE_RULE: Final = "═" * 77
 LABEL_WIDTH: Final = 18
+HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 STYLES: Final = {"⚠️": "yellow", "❌": "red", "✅": "green"}
 
 
@@ -145,7 +146,7 @@ class Group(AppGroup):
     """A group whose commands return an `Answer`, act in the operator's name and refuse in one plain line."""
 
     def __init__(self, name: str, **kwargs: Any) -> None:
-        super().__init__(name, context_settings={"help_option_names": ["-h", "--help"]}, **kwargs)
+        super().__init__(name, context_settings=HELP_OPTIONS, **kwargs)
 
     def command(  # type: ignore[override]
         self, name: str, *, csv: bool = False, **kwargs: Any

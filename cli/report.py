@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.output import DOUBLE_RULE, Answer, Column, Group, Table, fields, money
+from cli.output import DOUBLE_RULE, HELP_OPTIONS, Answer, Column, Group, Table, fields, money
 
 commands = Group("commands")
 LABELS = {
@@ -15,7 +15,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@commands.command("report", csv=True)
+@commands.command("report", csv=True, context_settings=HELP_OPTIONS)
 @click.option("--details", is_flag=True, help="With the names behind each number.")
 def report(details: bool) -> Answer:
     """Show the state of the business: customers, revenue, and what needs attention.

@@ -1,4 +1,4 @@
-"""`flask customer …` and `flask audit …`: the seed's text, and effects seen through the API or the console."""
+"""`flask customer …` and `flask audit …`: the seed's text, and effects seen through the API."""
 
 import csv
 import io
@@ -254,9 +254,7 @@ def test_quick_test_workflow_of_the_readme(console, client):
     }  # fmt: skip
     answer = client.post("/api/usage/report", json=body, headers=bearer(added["license"]))
     assert answer.status_code == 201
-    assert (
-        "Current Active:   5 devices" in console("usage", "show", "--customer", added["customerId"]).stdout
-    )
+    assert "Current Active:   5 devices" in console("usage", "show", "--customer", added["customerId"]).stdout
     assert console("customer", "deactivate", "--id", added["customerId"]).exit_code == 0
 
 
@@ -294,7 +292,9 @@ Expires
         paid = shop.charges()
         code, screen = terminal(*upgrade, typed="no\n", columns=200)
         assert code == 1
-        [charge] = re.findall(rf"Ada <ada@example.com> \({customer_id}\): starter .* charges \$([\d.]+)", screen)
+        [charge] = re.findall(
+            rf"Ada <ada@example.com> \({customer_id}\): starter .* charges \$([\d.]+)", screen
+        )
         assert (shop.charges(), shop.plan_and_status(customer_id)[0]) == (paid, "starter")
         done = console(*upgrade)
         assert (done.exit_code, f"Stripe charges ${charge} now" in done.stderr) == (0, True)

@@ -36,7 +36,8 @@ def test_figures_and_names(shop, console, sql):
     )
     sql(
         """UPDATE licenses SET issued_at = now() - interval '3 days', renews_at = now() - interval '2 days',
-                  expires_at = now() - interval '1 day' WHERE customer_id = %(id)s AND superseded_at IS NULL""",
+                  expires_at = now() - interval '1 day'
+            WHERE customer_id = %(id)s AND superseded_at IS NULL""",
         id=paying[0],
     )
 

@@ -1,5 +1,6 @@
 """Starting: `make run` from nothing to Ctrl-C, and refusals that name the setting in one line."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from tests.server import ROOT, free_port, wait_until
@@ -89,6 +91,12 @@ class Run:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def flask(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        """A command from a second terminal in the folder."""
+        return subprocess.run(
+            [*FLASK, *args], cwd=self.folder, env=PLAIN, capture_output=True, text=True, check=False
+        )
+
     def processes(self) -> list[psutil.Process]:
         """Everything that lives in the folder, or on data in it."""
         found = []
@@ -124,6 +132,8 @@ def run(copy_of_service: Path) -> Iterator[Run]:
 
 def test_from_nothing_to_ctrl_c_and_again(run: Run):
     run.start()
+    assert run.said.startswith("Reading the settings")
+    assert run.said.rstrip().endswith("stays in .data/.")
     assert (run.folder / ".env").stat().st_mode & 0o777 == 0o600
     assert (run.folder / "keys" / "private-key.pem").stat().st_mode & 0o777 == 0o600
     flask = re.search(r"(\S*flask) customer add", run.said)
@@ -131,10 +141,17 @@ def test_from_nothing_to_ctrl_c_and_again(run: Run):
     assert "Customer created successfully" in run.paste(f"{flask[1]} customer add")
     assert "ada@example.com" in run.paste(f"{flask[1]} customer list")
     assert "ada@example.com" in run.paste("curl")
+    # A command in this folder uses the same database and port, in its links too.
+    link = run.flask("customer", "upgrade", "ada@example.com", "--plan", "starter", "--json")
+    assert link.returncode == 0, link.stderr
+    session = json.loads((run.folder / ".data" / "stripe-sandbox.json").read_text())
+    assert f"http://localhost:{run.port}/checkout/success" in json.dumps(session)
 
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     assert run.process.wait(60) == 0
     wait_until(run.is_gone)
+    stopped = run.flask("customer", "list")
+    assert (stopped.returncode, "make run" in stopped.stderr) == (1, True)
 
     secrets = (run.folder / ".env").read_text()
     run.start()
@@ -171,7 +188,29 @@ def test_whatever_is_killed_the_next_start_is_clean(run: Run):
     assert "ada@example.com" in run.paste("curl")
 
 
-def test_a_taken_port_is_told_before_anything_is_made(copy_of_service: Path):
+def test_the_embedded_server_stops_with_its_last_user_ended_by_a_signal(open_folder: Path):
+    program = (
+        "import sys, time, pathlib; from app import embedded; "
+        "print(embedded.start(pathlib.Path(sys.argv[1])), flush=True); time.sleep(60)"
+    )
+    users = [
+        subprocess.Popen([sys.executable, "-c", program, str(open_folder)], cwd=ROOT, stdout=-1, text=True)
+        for _ in range(2)
+    ]
+    urls = {user.stdout.readline().strip() for user in users}
+    [url] = urls
+    users[0].terminate()
+    assert users[0].wait(30) == 128 + signal.SIGTERM
+    psycopg2.connect(url).close()
+    users[1].terminate()
+    users[1].wait(30)
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(url)
+    for user in users:
+        user.stdout.close()
+
+
+def test_a_taken_port_is_refused_before_anything_is_made(copy_of_service: Path):
     run = Run(copy_of_service)
     with socket.socket() as other:
         other.bind(("", run.port))
