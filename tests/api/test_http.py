@@ -25,33 +25,33 @@ def emails(client):
     return lambda: [c["email"] for c in client.get("/api/customers", headers=ADMIN).json["customers"]]
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        (b"", 400),
-        (b"null", 400),
-        (b"not json", 400),
-        (b'{"email": "a@example.com", "email": "b@example.com"}', 400),
-        (b'{"email": NaN}', 400),
-        (b"\xff\xfe", 400),
-        (ADA.decode().encode("utf-16"), 400),
-        (b"\xef\xbb\xbf{}", 422),
-        (b"[" * 20_000, 400),
-        (b'{"a":' * 12_000 + b"1" + b"}" * 12_000, 413),
-        (b'{"email": ' + b"9" * 5000 + b"}", 400),
-        (b"[]", 422),
-        (b"true", 422),
-        (b'{"email": 1e400}', 422),
-        (b'{"email": "ada@example.com", "nmae": "Ada"}', 422),
-        (b'{"email": "ada@example.com", "companyName": "A", "company_name": "A"}', 422),
-        (b"x" * (64 * KIB + 1), 413),
-        (b"x" * 10_000_000, 413),
-    ],
-)
-def test_a_body_that_cannot_be_taken(client, emails, body, status):
-    answer = client.post("/api/customers", data=body, headers=ADMIN | JSON)
-    assert (answer.status_code, answer.json["code"]) == (status, status)
-    assert answer.json["requestId"] == answer.headers["X-Request-ID"]
+BODIES = [
+    (b"", 400),
+    (b"null", 400),
+    (b"not json", 400),
+    (b'{"email": "a@example.com", "email": "b@example.com"}', 400),
+    (b'{"email": NaN}', 400),
+    (b"\xff\xfe", 400),
+    (ADA.decode().encode("utf-16"), 400),
+    (b"\xef\xbb\xbf{}", 422),
+    (b"[" * 20_000, 400),
+    (b'{"a":' * 12_000 + b"1" + b"}" * 12_000, 413),
+    (b'{"email": ' + b"9" * 5000 + b"}", 400),
+    (b"[]", 422),
+    (b"true", 422),
+    (b'{"email": 1e400}', 422),
+    (b'{"email": "ada@example.com", "nmae": "Ada"}', 422),
+    (b'{"email": "ada@example.com", "companyName": "A", "company_name": "A"}', 422),
+    (b"x" * (64 * KIB + 1), 413),
+    (b"x" * 10_000_000, 413),
+]
+
+
+def test_a_body_that_cannot_be_taken(client, emails):
+    for body, status in BODIES:
+        answer = client.post("/api/customers", data=body, headers=ADMIN | JSON)
+        assert (body[:50], answer.status_code, answer.json["code"]) == (body[:50], status, status)
+        assert answer.json["requestId"] == answer.headers["X-Request-ID"]
     assert emails() == []
 
 
@@ -60,48 +60,49 @@ def test_a_body_that_is_no_object_is_answered_with_what_to_send(client):
     assert "JSON object" in json.dumps(answer.json["errors"])
 
 
-PACKED = gzip.compress(ADA, mtime=0)
+PACKED = gzip.compress(ADA)
 ZIPPED = zlib.compress(ADA)
 
 
-@pytest.mark.parametrize(
-    ("coding", "body", "status"),
-    [
-        ("gzip", PACKED, 201),
-        ("GZIP", PACKED, 201),
-        ("x-gzip", PACKED, 201),
-        ("deflate", ZIPPED, 201),
-        ("identity", ADA, 201),
-        ("gzip", gzip.compress(ADA + b" " * (64 * KIB - len(ADA))), 201),
-        ("gzip", gzip.compress(ADA + b" " * 64 * KIB), 413),
-        ("deflate", zlib.compress(b" " * 50_000_000), 413),
-        ("gzip", PACKED[:-4], 400),
-        ("gzip", PACKED[:-8] + bytes(4) + PACKED[-4:], 400),  # wrong check sum
-        ("gzip", PACKED + b"x", 400),
-        ("gzip", ADA, 400),
-        ("gzip", ZIPPED, 400),
-        ("deflate", ZIPPED[:-1], 400),
-        ("deflate", ZIPPED[:-1] + bytes([ZIPPED[-1] ^ 1]), 400),
-        ("deflate", ZIPPED[2:-4], 400),  # raw, without zlib's frame
-        ("br", ADA, 415),
-        ("gzip, gzip", gzip.compress(PACKED, mtime=0), 415),
-    ],
-)
-def test_compressed_bodies(client, emails, coding, body, status):
-    headers = ADMIN | JSON | {"Content-Encoding": coding}
-    answer = client.post("/api/customers", data=body, headers=headers)
-    assert answer.status_code == status, answer.json
-    assert answer.headers.get("Accept-Encoding") == ("gzip, deflate" if status == 415 else None)
-    assert emails() == (["ada@example.com"] if status == 201 else [])
+CODINGS = [
+    ("gzip", PACKED, 201),
+    ("GZIP", PACKED, 201),
+    ("x-gzip", PACKED, 201),
+    ("deflate", ZIPPED, 201),
+    ("identity", ADA, 201),
+    ("gzip", gzip.compress(ADA + b" " * (64 * KIB - len(ADA))), 201),
+    ("gzip", gzip.compress(ADA + b" " * 64 * KIB), 413),
+    ("deflate", zlib.compress(b" " * 50_000_000), 413),
+    ("gzip", PACKED[:-4], 400),
+    ("gzip", PACKED[:-8] + bytes(4) + PACKED[-4:], 400),  # wrong check sum
+    ("gzip", PACKED + b"x", 400),
+    ("gzip", ADA, 400),
+    ("gzip", ZIPPED, 400),
+    ("deflate", ZIPPED[:-1], 400),
+    ("deflate", ZIPPED[:-1] + bytes([ZIPPED[-1] ^ 1]), 400),
+    ("deflate", ZIPPED[2:-4], 400),  # raw, without zlib's frame
+    ("br", ADA, 415),
+    ("gzip, gzip", gzip.compress(PACKED), 415),
+]
+
+
+def test_compressed_bodies(client, emails, sql):
+    for number, (coding, body, status) in enumerate(CODINGS):
+        headers = ADMIN | JSON | {"Content-Encoding": coding}
+        answer = client.post("/api/customers", data=body, headers=headers)
+        assert (number, answer.status_code) == (number, status)
+        assert answer.headers.get("Accept-Encoding") == ("gzip, deflate" if status == 415 else None)
+        assert emails() == (["ada@example.com"] if status == 201 else [])
+        sql("UPDATE customers SET erased_at = now(), email = customer_id")
 
 
 def test_a_compressed_backlog_of_reports(client):
     made = make_customer(client)
     reports = [report_body(made["customerId"], instanceId=f"i{n}" + "x" * 90) for n in range(500)]
     body = json.dumps({"reports": reports}).encode()
-    assert len(body) > 64 * KIB > len(gzip.compress(body, mtime=0))
+    assert len(body) > 64 * KIB > len(gzip.compress(body))
     headers = bearer(made["license"]) | JSON | {"Content-Encoding": "gzip"}
-    answer = client.post("/api/usage/reports", data=gzip.compress(body, mtime=0), headers=headers)
+    answer = client.post("/api/usage/reports", data=gzip.compress(body), headers=headers)
     assert answer.json["accepted"] == 500
 
 
@@ -112,32 +113,30 @@ class Broken(io.BytesIO):
         raise OSError("no chunk")
 
 
-@pytest.mark.parametrize(
-    ("stream", "given"),
-    [
+def test_a_body_that_ends_early_is_400(client, emails):
+    for stream, given in (
         (io.BytesIO(ADA), {"CONTENT_LENGTH": str(len(ADA) + 1)}),
         (Broken(), {"CONTENT_LENGTH": "29"}),
         (Broken(), {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}),
-    ],
-)
-def test_a_body_that_ends_early_is_400(client, emails, stream, given):
-    environ = given | {"wsgi.input": stream, "CONTENT_TYPE": "application/json"}
-    answer = client.post("/api/customers", headers=ADMIN, environ_overrides=environ)
-    assert answer.status_code == 400
+    ):
+        environ = given | {"wsgi.input": stream, "CONTENT_TYPE": "application/json"}
+        answer = client.post("/api/customers", headers=ADMIN, environ_overrides=environ)
+        assert answer.status_code == 400
     assert emails() == []
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_other_content_types_are_415(client, emails, content_type):
-    answer = client.post("/api/customers", data=ADA, headers=ADMIN | {"Content-Type": content_type})
-    assert (answer.status_code, emails()) == (415, [])
+def test_other_content_types_are_415(client, emails):
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+        headers = ADMIN | {"Content-Type": content_type}
+        assert client.post("/api/customers", data=ADA, headers=headers).status_code == 415
+    assert emails() == []
 
 
-@pytest.mark.parametrize("body", [None, b"", b"{}", b"null"])
-def test_an_optional_body_may_be_absent(client, body):
-    made = make_customer(client)
-    answer = client.post(f"/api/licenses/{made['customerId']}/revoke", data=body, headers=ADMIN | JSON)
-    assert (answer.status_code, answer.json["revoked"]) == (200, True)
+def test_an_optional_body_may_be_absent(client):
+    path = f"/api/licenses/{make_customer(client)['customerId']}/revoke"
+    for body in (None, b"", b"{}", b"null"):
+        answer = client.post(path, data=body, headers=ADMIN | JSON)
+        assert (answer.status_code, answer.json["revoked"]) == (200, True)
 
 
 def test_credentials_are_checked_before_the_body(client):
@@ -170,21 +169,18 @@ def test_a_failure_of_ours_shows_nothing_of_itself(app, client, caplog):
     assert "SELECT" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("given", "is_kept"),
-    [("A.b_c-9", True), ("x" * 64, True)]
-    + [(text, False) for text in ("", "x" * 65, "a b", "a/b", "é", "a\tb", "<script>")],
-)
-def test_request_ids(client, given, is_kept):
-    answered = client.get("/health", headers={"X-Request-ID": given}).headers["X-Request-ID"]
-    assert (answered == given) is is_kept
-    assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", answered)
+def test_request_ids(client):
+    others = ("", "x" * 65, "a b", "a/b", "é", "a\tb", "<script>")
+    for given in ("A.b_c-9", "x" * 64, *others):
+        answered = client.get("/health", headers={"X-Request-ID": given}).headers["X-Request-ID"]
+        assert (answered == given) is (given not in others)
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", answered)
 
 
-@pytest.mark.parametrize("path", ["/api//customers", "//api/customers", "/health//ready", "/docs//"])
-def test_no_caller_is_redirected(client, path):
-    answer = client.get(path, headers=ADMIN | {"Host": "evil.example"})
-    assert (answer.status_code, answer.headers.get("Location")) == (404, None)
+def test_no_caller_is_redirected(client):
+    for path in ("/api//customers", "//api/customers", "/health//ready", "/docs//"):
+        answer = client.get(path, headers=ADMIN | {"Host": "evil.example"})
+        assert (answer.status_code, answer.headers.get("Location")) == (404, None)
 
 
 def test_headers_of_every_answer(make_app, client):
@@ -298,9 +294,9 @@ class TestIdempotencyKey:
         sql("UPDATE idempotency_keys SET created_at = created_at - INTERVAL '2 minutes'")
         assert (send().status_code, total()) == (201, 2)
 
-    @pytest.mark.parametrize("key", ["", " ", "a b", "x" * 256])
-    def test_a_malformed_key_is_422(self, client, emails, key):
-        assert self.create(client, key).status_code == 422
+    def test_a_malformed_key_is_422(self, client, emails):
+        for key in ("", " ", "a b", "x" * 256):
+            assert self.create(client, key).status_code == 422
         assert emails() == []
 
 

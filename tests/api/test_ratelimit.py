@@ -158,10 +158,10 @@ class TestTrustedProxies:
         assert self.failures(client, *forwarded) == [401, 401, 429, 401]
         assert self.failures(client, "[2001:db8::1]:443", "2001:db8::9", "[2001:db8::2]") == [401, 401, 429]
 
-    @pytest.mark.parametrize("forwarded", ["nonsense", "é", "unknown", "a" * 9000, "%00"])
-    def test_what_is_no_address_is_no_way_around(self, limited, forwarded):
+    def test_what_is_no_address_is_no_way_around(self, limited):
         client = limited(failed_login="2/day", TRUSTED_PROXIES="1")
-        assert self.failures(client, *[forwarded] * 3) == [401, 401, 429]
+        odd = ("nonsense", "é", "unknown", "a" * 9000, "%00")
+        assert self.failures(client, *odd) == [401, 401, 429, 429, 429]
 
     def test_the_scheme_is_believed_and_the_host_is_not(self, limited):
         client = limited(TRUSTED_PROXIES="1")

@@ -4,17 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from app import keyring
 from app.config import load_settings
@@ -58,23 +56,6 @@ def environ(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     environ |= key_paths(tmp_path / "keys")
     write_key_files(load_settings(environ), generate_private_key())
     return environ
-
-
-class Quiet(WSGIRequestHandler):
-    def log(self, *_: Any, **__: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def url(app: Flask) -> Iterator[str]:
-    """The billing service on the network."""
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 class Instance:
