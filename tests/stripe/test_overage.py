@@ -43,7 +43,9 @@ class Overage:
         with self.shop.app.app_context():
             return function(*args, **options)
 
-    def report(self, customer_id: str, day: date, active: int, instance: str = "dev-1", hour: int = 12) -> None:
+    def report(
+        self, customer_id: str, day: date, active: int, instance: str = "dev-1", hour: int = 12
+    ) -> None:
         """A report of that day, as it is stored."""
         self.sql(
             "INSERT INTO usage_reports (customer_id, instance_id, active_devices, total_devices, reported_at)"
@@ -131,7 +133,10 @@ def test_the_renewal_carries_one_line(shop_over: Overage):
 
     evidence = over.shop.get(f"/api/usage/{customer_id}/billing/{first}")
     assert evidence["invoiceItemId"] == over.items()[0]["id"]
-    assert [(r["instanceId"], r["activeDevices"]) for r in evidence["reports"]] == [("dev-1", 14), ("dev-2", 3)]
+    assert [(r["instanceId"], r["activeDevices"]) for r in evidence["reports"]] == [
+        ("dev-1", 14),
+        ("dev-2", 3),
+    ]
 
 
 def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(shop_over: Overage):
@@ -196,7 +201,10 @@ def test_an_unusual_day_waits_for_an_operator(shop_over: Overage):
     assert over.lines() == [("paid", 1, 10), ("paid", 24, 240)]
     assert over.service(overage.bill_late, customer_id) is None
     evidence = over.shop.get(f"/api/usage/{customer_id}/billing/{first + DAY}")
-    assert [(r["state"], r["reason"]) for r in evidence["revisions"]] == [("held", None), ("billed", "a fair")]
+    assert [(r["state"], r["reason"]) for r in evidence["revisions"]] == [
+        ("held", None),
+        ("billed", "a fair"),
+    ]
 
 
 def test_reports_before_the_bill_correct_it_and_later_ones_are_late(shop_over: Overage):
@@ -561,7 +569,8 @@ class Life:
         self.over.service(overage.settle, self.customer_id)
         self.over.service(overage.refresh, self.customer_id)
         held = self.over.sql(
-            "SELECT day FROM overage_current WHERE customer_id = %(id)s AND state = 'held'", id=self.customer_id
+            "SELECT day FROM overage_current WHERE customer_id = %(id)s AND state = 'held'",
+            id=self.customer_id,
         )
         for row in held:
             self.over.service(overage.decide, self.customer_id, row["day"], hold=False)
