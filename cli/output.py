@@ -321,7 +321,7 @@ def describe_who(customer: Mapping[str, Any]) -> str:
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
     if not sys.stderr.isatty():
-        yield lambda done, ahead=0: None
+        yield lambda done, ahead: None
         return
     from rich.console import Console
     from rich.progress import Progress
