@@ -42,13 +42,15 @@ def read_body() -> bytes:
     """The whole body of this request, inflated. Raises TooLarge, BadRequest, UnsupportedMediaType."""
     if "body" not in g:
         limit = LONG_BODY_LIMIT if request.path in LONG_BODIES else BODY_LIMIT
-        request.max_content_length = limit
+        request.max_content_length = limit + 1  # werkzeug cuts a chunked body off there, and says nothing
         try:
             body = request.get_data(cache=False)
         except HTTPException:
             raise  # 413, or 400 for a body that ended early
         except (ParseException, OSError, ValueError):  # ill-formed chunks
             raise BadRequest("The body cannot be read.") from None
+        if len(body) > limit:
+            raise TooLarge("The body is too large.")
         g.body = _inflated(body, limit)
     return bytes(g.body)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final
 
 import stripe
@@ -232,8 +233,10 @@ class StripeGateway:
     def subscription_page(self, after: str | None) -> list[dict[str, Any]]:
         """A hundred subscriptions of the account that follow `after`, but those of a test clock."""
         params: dict[str, Any] = {"status": "all", "limit": PAGE, "expand": [f"data.{n}" for n in EXPANDED]}
-        page = self._v1.subscriptions.list(params | ({"starting_after": after} if after else {}))
-        return [found.to_dict() for found in page.data]
+        params |= {"starting_after": after} if after else {}
+        _ = self._v1
+        # Making the SDK's objects of a page takes ten times as long as reading it.
+        return list(self._client.raw_request("get", "/v1/subscriptions", **params).data["data"])
 
     def retrieve_subscription(self, subscription_id: str) -> dict[str, Any] | None:
         """None: Stripe does not find it."""
@@ -374,8 +377,8 @@ class StripeGateway:
     ) -> list[dict[str, Any]]:
         """The newest invoices of a customer, newest first."""
         filters = {"customer": stripe_customer_id, "subscription": subscription_id, "status": status}
-        params = {name: value for name, value in filters.items() if value} | {"limit": limit}
-        return [invoice.to_dict() for invoice in self._v1.invoices.list(params).data]
+        params = {name: value for name, value in filters.items() if value} | {"limit": min(limit, PAGE)}
+        return list(islice(_all(self._v1.invoices.list(params)), limit))
 
     def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
         """None: Stripe does not find it."""

@@ -8,10 +8,10 @@ from flask import Flask
 
 COMMANDS: Final = {
     "customer": (
-        "cli.customer:customer",
+        "cli.overage:customer",
         "Customers: add, list, change, upgrade, deactivate, explain, erase.",
     ),
-    "usage": ("cli.usage:usage", "Usage: what the instances report, against what was bought."),
+    "usage": ("cli.overage:usage", "Usage: what the instances report, against what was bought."),
     "report": ("cli.report:report", "The state of the business on one screen."),
     "license": ("cli.license:license_group", "Licenses: show, history, revoke, reinstate, verify."),
     "keys": ("cli.keys:keys", "Signing keys: generate, rotate, list, remove."),
@@ -31,6 +31,7 @@ class LazyCommand(click.Command):
         module, _, attribute = COMMANDS[str(self.name)][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         command.help = command.help or self.help
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         return command
 
     def make_context(

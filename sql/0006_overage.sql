@@ -41,7 +41,7 @@ SELECT *
                LEAD(starts_at) OVER later IS NOT NULL OR ended_at IS NOT NULL AS is_over
           FROM overage_periods AS period
           JOIN (SELECT subscription_id, ended_at FROM subscriptions) AS subscription USING (subscription_id)
-        WINDOW later AS (PARTITION BY subscription_id ORDER BY starts_at)) AS period
+        WINDOW later AS (PARTITION BY customer_id, subscription_id ORDER BY starts_at)) AS period
  WHERE is_paid;
 
 -- Ledger, outbox and evidence: a day of a customer as it was computed, one row per revision. A row with a `bill`

@@ -7,6 +7,7 @@ in a temporary folder and is gone afterwards.
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import stripe
 from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from app import create_app, embedded, migrations
 from app.config import Settings, load_settings
@@ -201,6 +203,23 @@ def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Ser
     yield start
     for server in servers:
         server.stop()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url(app: Flask) -> Iterator[str]:
+    """The application under test on the network, served by a thread of this process."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

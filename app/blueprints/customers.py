@@ -64,7 +64,7 @@ def update(body: dict[str, Any], customer_id: str) -> Row:
 @own()
 @blp.arguments(InvoicesQuery, location="query")
 @blp.response(200, InvoicesAnswer)
-def invoices(query: dict[str, Any], customer_id: str) -> Row:
+def list_invoices(query: dict[str, Any], customer_id: str) -> Row:
     """List Stripe's invoices, newest first"""
     return {"invoices": checkout.list_invoices(customer_id, **query)}
 
@@ -73,6 +73,6 @@ def invoices(query: dict[str, Any], customer_id: str) -> Row:
 @own()
 @blp.arguments(PortalRequest)
 @blp.response(201, PortalAnswer)
-def portal(body: dict[str, Any], customer_id: str) -> Row:
+def open_portal(body: dict[str, Any], customer_id: str) -> Row:
     """Open Stripe's billing portal"""
     return {"url": checkout.open_portal(customer_id, **body)}

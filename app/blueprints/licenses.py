@@ -76,7 +76,7 @@ def public_key() -> Row:
 @blp.route("/.well-known/jwks.json", methods=["GET"])
 @public
 @blp.response(200, JwksAnswer)
-def jwks() -> Response:
+def get_key_set() -> Response:
     """Every key that a living license may be signed with (RFC 7517)"""
     answer = jsonify(keys=[key.as_jwk() for key in licenses.published_keys()])
     return _cacheable(answer, seconds=300)
@@ -85,7 +85,7 @@ def jwks() -> Response:
 @blp.route("/api/licenses/revocations", methods=["GET"])
 @public
 @blp.response(200, RevocationsAnswer)
-def revocations() -> Response:
+def list_revocations() -> Response:
     """The signed list of revoked licenses, to check offline"""
     token, expires_at = licenses.revocation_list()
     return _cacheable(jsonify(revocations=token, expiresAt=expires_at), seconds=300)

@@ -48,7 +48,7 @@ def report(body: dict[str, Any]) -> Response:
 @idempotent
 @blp.arguments(Reports)
 @blp.response(200, BatchAnswer)
-def reports(body: dict[str, Any]) -> Response:
+def report_batch(body: dict[str, Any]) -> Response:
     """Take in up to 1000 reports, each on its own, and renew the license if need be"""
     items = [_report_or_error(item) for item in body["reports"]]
     return json_answer(usage.receive_batch(items, caller().license), 200)
@@ -79,7 +79,7 @@ def show(query: dict[str, Any], customer_id: str) -> Row:
 @admin
 @blp.arguments(DaysQuery, location="query")
 @blp.response(200, OverviewAnswer)
-def overview(query: dict[str, Any]) -> Row:
+def list_usage(query: dict[str, Any]) -> Row:
     """The figures of every customer"""
     rows = usage.overview(days=query["days"], limit=query["limit"] + 1, after=query["cursor"])
     page, more = cut(rows, query["limit"])

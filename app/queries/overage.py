@@ -76,6 +76,7 @@ def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
          WHERE customer_id = %(customer_id)s
            AND erased_at IS NULL
            AND stripe_subscription_id IS NOT NULL
+           AND status NOT IN ('incomplete', 'incomplete_expired')
            AND COALESCE(ended_at, 'infinity') > (SELECT MIN(starts_at)
                                                    FROM overage_terms
                                                   WHERE customer_id = %(customer_id)s)
@@ -183,9 +184,9 @@ def close_period(cur: Cursor, period: Row, closed_as: str, at: datetime) -> None
 
 
 def compute_days(
-    cur: Cursor, customer_id: str, plan_prices: Mapping[str, int | None], since: datetime | None
+    cur: Cursor, customer_id: str, plan_prices: Mapping[str, int | None], since: datetime
 ) -> None:
-    """Put each day of a paid period into the ledger whose figures are new, from that time on or (None) ever.
+    """Put each day of a paid period into the ledger whose figures are new, from that time on.
 
     `plan_prices`: per device and month, by plan. docs/overage.md says the rules.
     """
@@ -193,7 +194,11 @@ def compute_days(
         f"""
         INSERT INTO overage_days (customer_id, day, revision, total, included, over, due, price, reports,
                                   released, state)
-        WITH highest AS (
+        WITH periods AS MATERIALIZED (
+             SELECT TSTZRANGE(starts_at, ends_at) AS period, closed_as
+               FROM paid_periods
+              WHERE customer_id = %(customer_id)s
+        ), highest AS (
              SELECT DISTINCT ON (day, instance_id) day, instance_id, active_devices, reported_at, id
                FROM usage_reports
               CROSS JOIN LATERAL (SELECT (reported_at AT TIME ZONE 'UTC')::DATE AS day) AS utc
@@ -216,10 +221,9 @@ def compute_days(
                     COALESCE(terms.price, plans.price::INTEGER) / 30 AS price,
                     total > 3 * week_peak AND total > device_limit AS is_unusual,
                     EXISTS (SELECT 1
-                              FROM paid_periods
-                             WHERE customer_id = %(customer_id)s
-                               AND closed_as = 'billed'
-                               AND TSTZRANGE(starts_at, ends_at) @> {DAY}) AS is_closed
+                              FROM periods
+                             WHERE closed_as = 'billed'
+                               AND period @> {DAY}) AS is_closed
                FROM usual
               CROSS JOIN LATERAL (
                     SELECT plan, status, device_limit
@@ -237,10 +241,7 @@ def compute_days(
                 AND device_limit IS NOT NULL
                 AND COALESCE(terms.price, plans.price::INTEGER) IS NOT NULL
                 AND LOWER({DAY}) >= %(since)s
-                AND EXISTS (SELECT 1
-                              FROM paid_periods
-                             WHERE customer_id = %(customer_id)s
-                               AND TSTZRANGE(starts_at, ends_at) @> {DAY})
+                AND EXISTS (SELECT 1 FROM periods WHERE period @> {DAY})
                 AND (SELECT RANGE_AGG(TSTZRANGE(starts_at, ends_at))
                        FROM overage_terms
                       WHERE customer_id = %(customer_id)s) @> {DAY}
@@ -269,7 +270,7 @@ def compute_days(
         {
             "customer_id": customer_id,
             "plan_prices": json_text(plan_prices),
-            "since": since or "-infinity",
+            "since": since,
         },
     )
 
@@ -343,19 +344,19 @@ def mark_billed(cur: Cursor, customer_id: str, bill: str, invoice_item_id: str |
     )
 
 
-def select_late_days(cur: Cursor, customer_id: str | None) -> list[Row]:
-    """The newest revisions that only `bill-late` bills, of one customer or of all that were not erased."""
+def select_current_days(cur: Cursor, customer_id: str | None, states: list[str]) -> list[Row]:
+    """Days in one of these states that are on no bill, of one customer or of all that were not erased."""
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
           FROM overage_current
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
-           AND state = 'late'
+           AND state = ANY(%(states)s)
            AND bill IS NULL
            AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
          ORDER BY customer_id, day
         """,
-        {"customer_id": customer_id},
+        {"customer_id": customer_id, "states": states},
     )
 
 
@@ -373,17 +374,56 @@ def select_period_days(cur: Cursor, customer_id: str, period: Row) -> list[Row]:
     )
 
 
-def select_day(cur: Cursor, customer_id: str, day: date) -> list[Row]:
-    """Every revision of one day, oldest first."""
+def select_days(cur: Cursor, customer_id: str, day: date | None = None) -> list[Row]:
+    """Every revision of one day (or of all), oldest first."""
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
           FROM overage_days
          WHERE customer_id = %(customer_id)s
-           AND day = %(day)s
-         ORDER BY revision
+           AND (%(day)s::DATE IS NULL OR day = %(day)s)
+         ORDER BY day, revision
         """,
         {"customer_id": customer_id, "day": day},
+    )
+
+
+def select_terms_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """When it was on for a customer, and at what terms."""
+    return cur.all(
+        """
+        SELECT cap, price, starts_at, ends_at
+          FROM overage_terms
+         WHERE customer_id = %(customer_id)s
+         ORDER BY starts_at
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_periods_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """The periods that a customer was invoiced for."""
+    return cur.all(
+        """
+        SELECT subscription_id, starts_at, ends_at, is_paid, closed_as, closed_at
+          FROM overage_periods
+         WHERE customer_id = %(customer_id)s
+         ORDER BY starts_at
+        """,
+        {"customer_id": customer_id},
+    )
+
+
+def select_days_of(cur: Cursor, customer_id: str) -> list[Row]:
+    """Every revision of every day of a customer."""
+    return cur.all(
+        f"""
+        SELECT {DAY_COLUMNS}
+          FROM overage_days
+         WHERE customer_id = %(customer_id)s
+         ORDER BY day, revision
+        """,
+        {"customer_id": customer_id},
     )
 
 

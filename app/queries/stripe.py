@@ -26,14 +26,18 @@ def select_price_plan(cur: Cursor, price_id: str) -> str | None:
 
 
 def upsert_price(cur: Cursor, subscription: dict[str, Any]) -> None:
-    """Remember what the price of a subscription sells."""
+    """Remember what the price of a subscription sells; locks nothing when it is known."""
     cur.execute(
         """
         INSERT INTO stripe_prices (price_id, plan, billing_interval, amount, currency)
-        VALUES (%(stripe_price_id)s, %(plan)s, %(billing_interval)s, %(unit_amount)s, %(currency)s)
+        SELECT %(stripe_price_id)s, %(plan)s, %(billing_interval)s, %(unit_amount)s, %(currency)s
+         WHERE NOT EXISTS (
+               SELECT 1
+                 FROM stripe_prices
+                WHERE price_id = %(stripe_price_id)s
+                  AND plan = %(plan)s)
             ON CONFLICT (price_id) DO UPDATE
            SET plan = EXCLUDED.plan
-         WHERE stripe_prices.plan <> EXCLUDED.plan
         """,
         subscription,
     )
@@ -49,4 +53,15 @@ def insert_ignored(cur: Cursor, stripe_id: str) -> None:
     cur.execute(
         "INSERT INTO stripe_ignored (stripe_id) VALUES (%(stripe_id)s) ON CONFLICT DO NOTHING",
         {"stripe_id": stripe_id},
+    )
+
+
+def lock_syncs(cur: Cursor, customer_ids: list[str]) -> None:
+    """Take the locks of `stripe_sync.sync_customer` for many, in the order given."""
+    cur.execute(
+        """
+        SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED('sync ' || customer_id, 0))
+          FROM UNNEST(%(customer_ids)s::TEXT[]) AS customer_id
+        """,
+        {"customer_ids": customer_ids},
     )

@@ -103,7 +103,7 @@ class NewReport(InputSchema):
     """Documents a report; `read_report` checks it."""
 
     customerId = fields.String(required=True, validate=validate.Length(1, 255))
-    instanceId = fields.String(load_default="default", validate=validate.Length(1, 100))
+    instanceId = fields.String(validate=validate.Length(1, 100))
     timestamp = Instant()
     activeDevices = fields.Integer(required=True, validate=validate.Range(0, MAX_DEVICES))
     totalDevices = fields.Integer(required=True, validate=validate.Range(0, MAX_DEVICES))
@@ -112,10 +112,19 @@ class NewReport(InputSchema):
         return read_report(data)
 
 
-class Reports(InputSchema):
-    """A batch; its items are checked one by one, so that a bad one never spoils the rest."""
+class Items(fields.List[Any]):
+    """A list whose items are only documented here: they are checked one by one, each with its own result."""
 
-    reports = fields.List(fields.Raw(allow_none=True), required=True, validate=validate.Length(1, MAX_BATCH))
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        return value
+
+
+class Reports(InputSchema):
+    """A batch, of which a bad item never spoils the rest."""
+
+    reports = Items(fields.Nested(NewReport), required=True, validate=validate.Length(1, MAX_BATCH))
 
 
 class ReportSchema(CamelSchema):

@@ -163,11 +163,12 @@ def _left_without_customer(customer: Row) -> str | None:
 
 
 def adopt_stripe_customer(customer_id: str, stripe_id: str) -> None:
-    """Link a customer that Stripe has already, and write our id into its metadata."""
+    """Link a customer that Stripe has already, write our id into its metadata, and sync what it pays."""
     key = f"adopt-{stripe_id}-{customer_id}-{this_minute()}"
     stripe.update_customer(stripe_id, {"metadata": {"customer_id": customer_id}}, key)
     with db.transaction() as cur:
         set_link(cur, lock_customer_or_404(cur, customer_id), stripe_id)
+    sync_customer(customer_id)
 
 
 def complete_checkout(session_id: str) -> dict[str, Any] | None:

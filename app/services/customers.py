@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import secrets
 import string
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -179,15 +178,15 @@ def list_customers(
     ]
 
 
-def find_stripe_customers(customer: Row, also: Sequence[str] = ()) -> list[str]:
-    """Stripe's ids of this customer: those that it is linked to or that name it, and `also`, but for those
+def find_stripe_customers(customer: Row) -> list[str]:
+    """Stripe's ids of this customer: the one that it is linked to and those that name it, but for those
     that another customer here is linked to.
     """
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
     named = [
         c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id
     ]
-    found = [*([linked] if linked else []), *also, *named]
+    found = [*([linked] if linked else []), *named]
     with db.statement() as cur:
         others = customers.select_linked_to_others(cur, customer_id, found)
     return [stripe_id for stripe_id in dict.fromkeys(found) if stripe_id not in others]

@@ -13,7 +13,6 @@ from app.queries import customers
 from app.schemas.customers import NewCustomerRequest
 from app.services.checkout import adopt_stripe_customer
 from app.services.customers import create_customer
-from app.services.stripe_sync import sync_customer
 
 COLUMNS: Final = ("email", "name", "company", "plan", "stripe_customer_id")
 
@@ -73,7 +72,6 @@ def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bo
     try:
         if stripe_id:
             adopt_stripe_customer(customer["customer_id"], stripe_id)
-            sync_customer(customer["customer_id"])
     except DomainError as error:
         message = f"created, but not linked to {stripe_id}: {error.message}"
         return result | {"outcome": "failed", "message": message}

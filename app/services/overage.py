@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, timedelta
 from typing import Any, Final
 
 from app.context import now
@@ -36,6 +36,7 @@ from app.services.licenses import lock_customer_or_404
 log = logging.getLogger(__name__)
 LOCK_SECONDS: Final = 10
 DAYS_UNTIL_DUE: Final = 30
+REFRESHED: Final = timedelta(days=400)
 TAX_BEHAVIOR: Final = "exclusive"
 
 
@@ -78,10 +79,11 @@ def settle(customer_id: str) -> None:
     if settings.overage == "off":
         return
     with db.statement() as cur:
-        known = overage.select_billable_subscriptions(cur, customer_id)
-    if not known:
-        return
-    with stripe.slot(), db.lease(f"overage {customer_id}", LOCK_SECONDS):
+        if not overage.select_billable_subscriptions(cur, customer_id):
+            return
+    with db.lease(f"overage {customer_id}", LOCK_SECONDS), stripe.slot():
+        with db.statement() as cur:
+            known = overage.select_billable_subscriptions(cur, customer_id)  # none once it is erased
         invoices = {
             row["subscription_id"]: stripe.list_subscription_invoices(row["subscription_id"]) for row in known
         }
@@ -189,10 +191,10 @@ def _invoice_rest(subscription_id: str, newest: dict[str, Any]) -> None:
 
 
 def refresh(customer_id: str) -> None:
-    """Compute every day there is a report of, so that evidence stays when reports are pruned."""
+    """Compute the days of the last year and a month, so that evidence stays when reports are pruned."""
     with _changing_days(customer_id) as cur:
         overage.insert_current_periods(cur, customer_id)
-        overage.compute_days(cur, customer_id, PLAN_PRICES, None)
+        overage.compute_days(cur, customer_id, PLAN_PRICES, now() - REFRESHED)
 
 
 def bill_late(customer_id: str) -> Row | None:
@@ -204,7 +206,7 @@ def bill_late(customer_id: str) -> Row | None:
         raise Conflict("OVERAGE is not on: nothing is billed.")
     refresh(customer_id)
     with _changing_days(customer_id) as cur:
-        late = overage.select_late_days(cur, customer_id)
+        late = overage.select_current_days(cur, customer_id, ["late"])
         subscriptions_at_stripe = overage.select_billable_subscriptions(cur, customer_id)
         if not late:
             return None
@@ -228,7 +230,7 @@ def decide(customer_id: str, day: date, *, hold: bool, reason: str | None = None
     """
     refresh(customer_id)
     with _changing_days(customer_id) as cur:
-        revisions = overage.select_day(cur, customer_id, day)
+        revisions = overage.select_days(cur, customer_id, day)
         if not revisions:
             raise NotFound(f"There is no overage of {day} on record.")
         state = "billed" if revisions[-1]["bill"] else revisions[-1]["state"]
@@ -273,7 +275,7 @@ def evidence_of(customer_id: str, day: date) -> Row:
     """The newest revision of a day with the reports that made it, and all revisions. Raises NotFound."""
     get_customer(customer_id)
     with db.statement() as cur:
-        revisions = overage.select_day(cur, customer_id, day)
+        revisions = overage.select_days(cur, customer_id, day)
     if not revisions:
         raise NotFound(f"There is no overage of {day} on record.")
     return {**revisions[-1], "revisions": revisions}

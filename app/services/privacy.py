@@ -6,7 +6,7 @@ from app.context import now
 from app.db import Row
 from app.entitlements import ENDED_STATUSES
 from app.extensions import db, stripe
-from app.queries import audit, customers, events, idempotency, licenses, subscriptions, usage
+from app.queries import audit, customers, events, idempotency, licenses, overage, subscriptions, usage
 from app.services.customers import email_hash, find_stripe_customers, get_customer, this_minute
 from app.services.stripe_sync import sync_customer
 
@@ -22,6 +22,9 @@ def export_customer(customer_id: str) -> dict[str, Any]:
             "licenses": licenses.select_license_history(cur, customer_id),
             "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
             "instances": usage.select_instances_of(cur, customer_id),
+            "overageTerms": overage.select_terms_of(cur, customer_id),
+            "overagePeriods": overage.select_periods_of(cur, customer_id),
+            "overageDays": overage.select_days_of(cur, customer_id),
             "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
             "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
             "audit": audit.select_audit(cur, customer_id=customer_id),
@@ -34,7 +37,7 @@ def erase_customer(customer_id: str) -> None:
     Its licenses are revoked, and a keyed hash of the address remembers that the trial is used up.
     Done again after a failure half-way, it completes. No checkout can begin meanwhile.
     """
-    with db.lease(f"customer {customer_id}"):
+    with db.lease(f"customer {customer_id}"), db.lease(f"overage {customer_id}"):
         customer = get_customer(customer_id)
         stripe_ids = _leave_stripe(customer) if customer["stripe_customer_id"] or stripe.configured else []
         at = now()

@@ -10,6 +10,7 @@ from app.extensions import db, stripe
 from app.observe import WEBHOOK_LAG, WEBHOOKS
 from app.queries import customers, events, subscriptions
 from app.queries import stripe as stripe_rows
+from app.services import overage
 from app.services.stripe_sync import link_customer, sync_customer, unlicensed_payers
 from app.stripe_objects import WEBHOOK_EVENTS, Object, customer_of, named_by
 
@@ -61,8 +62,7 @@ def _follow(event: Row) -> str:
     if customer_id is None:
         return _record(event, "ignored", note=note or _name_payers(unclaimed))
     sync_customer(customer_id, also=also, event_id=event["event_id"])
-    # Overage of ended periods goes on their invoices here: overage.settle(customer_id), for the types
-    # `invoice.*` and `customer.subscription.*`.
+    overage.settle(customer_id)
     return _record(event, "done", customer_id=customer_id, note=note)
 
 

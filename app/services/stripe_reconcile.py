@@ -1,7 +1,7 @@
 """`flask stripe sync`: compare every customer with Stripe through Stripe's lists, and mend what differs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,15 +9,15 @@ from typing import Any, Final
 from flask import Flask, current_app
 
 from app.context import actor, set_actor
-from app.db import Row, lock
+from app.db import Row
 from app.entitlements import ENDED_STATUSES
 from app.errors import DomainError
 from app.extensions import db, stripe
 from app.queries import customers, subscriptions
 from app.queries import stripe as stripe_rows
 from app.services.customers import find_stripe_customers, get_customer
+from app.services.licenses import register_key, signing_key
 from app.services.stripe_sync import (
-    LOCK_SECONDS,
     Difference,
     Synced,
     compare,
@@ -25,6 +25,7 @@ from app.services.stripe_sync import (
     is_ours,
     link_customer,
     price_plans,
+    remember_prices,
     store,
     sync_customer,
     unlicensed_payers,
@@ -33,7 +34,10 @@ from app.stripe_objects import UNKNOWN, Object, customer_of, named_by
 
 CONNECTIONS: Final = 8
 PAGE: Final = 100
+TOGETHER: Final = 25
+"""Customers that are mended in one transaction: their rows stay locked for a fraction of a second."""
 Progress = Callable[[int, int], None]
+PlanOf = Callable[[Object], str]
 
 
 @dataclass(slots=True)
@@ -48,6 +52,12 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     payers: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: "Report") -> None:
+        self.differences += other.differences
+        self.failed |= other.failed
+        self.payers |= other.payers
+        self.missing |= other.missing
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: lists instead of mappings."""
@@ -95,17 +105,16 @@ def sync_one(customer_id: str, *, dry_run: bool) -> Report:
         if not dry_run:
             link_customer(customer_id, found[0])
     synced = sync_customer(customer_id, also=found, dry_run=dry_run)
-    _add(report, synced)
+    report.add(_report_of(synced))
     with db.statement() as cur:
         ignored = stripe_rows.select_ignored(cur)
     report.payers |= unlicensed_payers(synced.unplanned, ignored, belongs_to=customer_id)
     return report
 
 
-def _add(report: Report, synced: Synced) -> None:
-    report.differences += synced.differences
-    customer_id = synced.customer["customer_id"]
-    report.missing |= dict.fromkeys(synced.missing, f"of {customer_id}, is not found at Stripe")
+def _report_of(synced: Synced) -> Report:
+    reason = f"of {synced.customer['customer_id']} is not found at Stripe"
+    return Report(synced.differences, missing=dict.fromkeys(synced.missing, reason))
 
 
 def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) -> Report:
@@ -113,43 +122,51 @@ def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) ->
 
     `progress(done, ahead)`: how many more steps are done, and how many more have come into sight.
     """
-    report, seen = Report(), set()
+    report, seen, jobs = Report(), set(), []
+    if not dry_run:
+        with db.transaction() as cur:  # else the first license of each connection waits for this row
+            register_key(cur, signing_key().public)
     with db.statement() as cur, ThreadPoolExecutor(CONNECTIONS) as pool:
         here, unlisted = _read_customers(report, dry_run=dry_run)
         plan_of, ignored = price_plans(cur), stripe_rows.select_ignored(cur)
         progress(0, len(here.known))
-        jobs = []
         for after, page in _pages():
+            rows = [fetched_row(subscription, plan_of) for subscription in page]
+            remember_prices(cur, rows)
+            differing = _compare_page(report, here, zip(page, rows, strict=True), plan_of, ignored)
             seen |= {subscription["id"] for subscription in page}
-            differing: dict[str, list[Difference]] = defaultdict(list)
-            for subscription in page:
-                owner, row = here.owner(subscription), fetched_row(subscription, plan_of)
-                if owner is None or row["plan"] == UNKNOWN:
-                    report.payers |= unlicensed_payers([subscription], ignored, belongs_to=owner)
-                if owner and (subscription["id"] in here.known or is_ours(subscription, plan_of)):
-                    differing[owner] += compare(owner, here.row(subscription["id"], owner), row)
-            differing = {owner: found for owner, found in differing.items() if found}
-            report.differences += [difference for found in differing.values() for difference in found]
             progress(len(page), len(differing))
-            if differing and not dry_run:
-                jobs.append(pool.submit(_in_context(), _mend_page, here, after, set(differing)))
+            for start in range(0, 0 if dry_run else len(differing), TOGETHER):
+                some = set(differing[start : start + TOGETHER])
+                jobs.append(pool.submit(_in_context(), _mend, here, after, some))
+        for row in here.known.values():
+            if row["subscription_id"] not in seen and row["status"] not in ENDED_STATUSES:
+                unlisted.add(row["customer_id"])
+        jobs += [
+            pool.submit(_in_context(), _check, here, customer_id, dry_run)
+            for customer_id in unlisted & set(here.customers)
+        ]
         for job in as_completed(jobs):
-            report.failed |= job.result()
-            progress(1, 0)
-        unlisted |= {
-            row["customer_id"]
-            for row in here.known.values()
-            if row["subscription_id"] not in seen and row["status"] not in ENDED_STATUSES
-        }
-        wanted = unlisted & set(here.customers)
-        checks = {pool.submit(_in_context(), _check, here, owner, dry_run): owner for owner in wanted}
-        for check in as_completed(checks):
-            synced = check.result()
-            if isinstance(synced, str):
-                report.failed[checks[check]] = synced
-            else:
-                _add(report, synced)
+            count, found = job.result()
+            report.add(found)
+            progress(count, 0)
     return report
+
+
+def _compare_page(
+    report: Report, here: Here, page: Iterable[tuple[Object, Row]], plan_of: PlanOf, ignored: set[str]
+) -> list[str]:
+    """Add to the report what differs, and who pays for nothing: the customers that differ."""
+    differing = set()
+    for subscription, row in page:
+        owner = here.owner(subscription)
+        if owner is None or row["plan"] == UNKNOWN:
+            report.payers |= unlicensed_payers([subscription], ignored, belongs_to=owner)
+        if owner and (subscription["id"] in here.known or is_ours(subscription, plan_of)):
+            found = compare(owner, here.row(subscription["id"], owner), row)
+            report.differences += found
+            differing |= {owner} if found else set()
+    return sorted(differing)
 
 
 def _read_customers(report: Report, *, dry_run: bool) -> tuple[Here, set[str]]:
@@ -200,25 +217,24 @@ def _in_context() -> Callable[..., Any]:
     return run
 
 
-def _mend_page(here: Here, after: str | None, differing: set[str]) -> dict[str, str]:
-    """Mend customers of one page together, and those that this misses one by one: who failed, and why."""
-    failed = {}
+def _mend(here: Here, after: str | None, differing: set[str]) -> tuple[int, Report]:
+    """Mend some customers of one page together, and those that this misses one by one."""
+    report = Report()
     try:
-        mended = _store_page(here, after, differing)
+        mended = _store_together(here, after, differing)
     except DomainError:
         mended = set()
     for customer_id in sorted(differing - mended):
-        synced = _check(here, customer_id, False)
-        if isinstance(synced, str):
-            failed[customer_id] = synced
-    return failed
+        _, found = _check(here, customer_id, False)
+        report.add(found)
+    report.differences = []  # the comparison has named them
+    return len(differing), report
 
 
-def _store_page(here: Here, after: str | None, differing: set[str]) -> set[str]:
+def _store_together(here: Here, after: str | None, differing: set[str]) -> set[str]:
     """As `sync_customer`, for many: take their locks, fetch the page once more, store their rows."""
     with db.transaction() as cur:
-        for customer_id in sorted(differing):
-            lock(cur, f"sync {customer_id}", LOCK_SECONDS)
+        stripe_rows.lock_syncs(cur, sorted(differing))
         rows, fetched = defaultdict(list), defaultdict(list)
         for row in subscriptions.select_subscriptions(cur, sorted(differing)):
             rows[row["customer_id"]].append(row)
@@ -232,9 +248,10 @@ def _store_page(here: Here, after: str | None, differing: set[str]) -> set[str]:
         return set(fetched)
 
 
-def _check(here: Here, customer_id: str, dry_run: bool) -> Synced | str:
-    """Sync one customer: what came of it, or why it failed."""
+def _check(here: Here, customer_id: str, dry_run: bool) -> tuple[int, Report]:
+    """Sync one customer."""
     try:
-        return sync_customer(customer_id, also=here.at_stripe(customer_id), dry_run=dry_run)
+        synced = sync_customer(customer_id, also=here.at_stripe(customer_id), dry_run=dry_run)
     except DomainError as error:
-        return error.message
+        return 0, Report(failed={customer_id: error.message})
+    return 0, _report_of(synced)

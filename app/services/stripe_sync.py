@@ -87,6 +87,7 @@ def sync_customer(
         ]
         differences = synced.differences
         if (differences or is_deleted) and not dry_run:
+            remember_prices(cur, fetched)
             store(cur, synced, fetched, event_id, unlink=is_deleted)
         return synced
 
@@ -155,6 +156,13 @@ def price_plans(cur: Cursor) -> Callable[[Object], str]:
     return plan_of
 
 
+def remember_prices(cur: Cursor, fetched: Iterable[Row]) -> None:
+    """Put on record what the prices of these subscriptions sell, for the day when Stripe no longer says."""
+    by_id = {row["stripe_price_id"]: row for row in fetched if row["plan"] != UNKNOWN}
+    for row in by_id.values():
+        stripe_rows.upsert_price(cur, row)
+
+
 def is_ours(subscription: Object, plan_of: Callable[[Object], str]) -> bool:
     """Whether it carries our metadata or a price of a plan; one that did before is a row of ours already."""
     items = subscription["items"]["data"]
@@ -191,12 +199,14 @@ def store(
     for row in fetched:
         if compare(customer_id, known.get(row["subscription_id"]), row):
             _store_subscription(cur, row | {"customer_id": customer_id, "event_id": event_id})
-    if any(row["paid"] for row in fetched):
-        subscriptions.end_trials(cur, customer_id, now())  # the first payment ends them for good
+    rows = subscriptions.select_subscriptions(cur, [customer_id])
+    has_trial = any(is_local(row) and row["status"] == "trialing" for row in rows)
+    if has_trial and any(row["paid"] for row in fetched):  # the first payment ends them for good
+        subscriptions.end_trials(cur, customer_id, now())
+        rows = subscriptions.select_subscriptions(cur, [customer_id])
     if unlink:
         set_link(cur, customer, None)
-    synced.customer = customer
-    synced.subscriptions = subscriptions.select_subscriptions(cur, [customer_id])
+    synced.customer, synced.subscriptions = customer, rows
     live = sum(map(is_live, synced.subscriptions))
     if live > 1:
         extra = {"customer_id": customer_id, "count": live}
@@ -212,8 +222,6 @@ def _store_subscription(cur: Cursor, row: Row) -> None:
     if row["plan"] == UNKNOWN:
         more = {"price": row["stripe_price_id"]}
         log.error("price belongs to no plan; it grants nothing", extra=extra | more)
-    else:
-        stripe_rows.upsert_price(cur, row)
     if row["status"] not in KNOWN_STATUSES:
         log.error("unknown subscription status; it grants nothing", extra=extra | {"status": row["status"]})
 

@@ -272,10 +272,14 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
 
     Raises Invalid for another header than CSV_COLUMNS, in any order.
     """
-    from app.schemas.usage import MAX_BATCH  # marshmallow, which most console commands do without
-
     reader = csv.reader(file)
-    header = next(reader, [])
+    try:
+        yield from _import_lines(reader, next(reader, []))
+    except csv.Error as error:
+        raise Invalid(f"Line {reader.line_num}: {error}.") from None
+
+
+def _import_lines(reader: Any, header: Sequence[str]) -> Iterator[Row]:
     if sorted(header) != sorted(CSV_COLUMNS):
         raise Invalid(f"Line 1: expected the columns {','.join(CSV_COLUMNS)}, not {','.join(header)}.")
     lines: list[int] = []
@@ -292,7 +296,7 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
 
 
 def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError:
-    from marshmallow import ValidationError
+    from marshmallow import ValidationError  # which most console commands do without
 
     from app.schemas.usage import read_report
 

@@ -193,11 +193,8 @@ def test_validity_and_grace_are_settings(make_app, sql, subscribe):
     customer_id = make_customer(client)["customerId"]
     subscription_id = subscribe(customer_id)
     for status, days in (("active", 20), ("past_due", 3)):
-        sql(
-            "UPDATE subscriptions SET status = %(s)s WHERE subscription_id = %(i)s",
-            s=status,
-            i=subscription_id,
-        )
+        change = "UPDATE subscriptions SET status = %(status)s WHERE subscription_id = %(id)s"
+        sql(change, status=status, id=subscription_id)
         claims = claims_of(current(client, customer_id))
         assert claims["exp"] - claims["iat"] == days * 86400
 

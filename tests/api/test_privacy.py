@@ -95,13 +95,15 @@ class TestExport:
     ) -> None:
         """A table that is added one day must be added to the export too."""
         tables = sql(
-            """SELECT DISTINCT table_name FROM information_schema.columns
-                WHERE column_name = 'customer_id' AND table_schema = 'public'"""
+            """SELECT table_name
+                 FROM information_schema.columns
+                 JOIN information_schema.tables USING (table_schema, table_name)
+                WHERE column_name = 'customer_id' AND table_schema = 'public' AND table_type = 'BASE TABLE'"""
         )
         held = {row["table_name"] for row in tables if not row["table_name"].startswith("usage_reports_")}
         assert held == {
-            "customers", "subscriptions", "licenses", "usage_reports", "instances", "stripe_events",
-            "audit_log",
+            "customers", "subscriptions", "licenses", "usage_reports", "instances", "overage_terms",
+            "overage_periods", "overage_days", "stripe_events", "audit_log",
         }  # fmt: skip
         exported = json.loads(
             console("customer", "export", "--id", make_customer(client)["customerId"]).stdout
@@ -142,7 +144,8 @@ class TestErase:
         live = "SELECT 1 FROM subscriptions WHERE customer_id = %(id)s AND status <> 'canceled'"
         assert sql(live, id=customer_id) == []
         lines = sql("SELECT * FROM audit_log WHERE customer_id = %(id)s ORDER BY id", id=customer_id)
-        assert [line["action"] for line in lines][-2:] == ["customer.export", "customer.erase"]
+        actions = [line["action"] for line in lines]
+        assert (actions[-1], "customer.export" in actions) == ("customer.erase", True)
         assert lines[-1]["actor"].startswith("console:")
         # The old answer is not given again; the caller makes a new customer instead.
         again = client.post("/api/customers", json={"email": "new@example.com"}, headers=ADMIN | key)

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.bench.checkout import ROOT, free_port, postgres
 
-DEFAULT: Final = ["tests/test_usage.py", "tests/test_usage_batch.py", "tests/test_usage_alerts.py"]
+DEFAULT: Final = ["tests/api/test_usage.py"]
 CONFIG: Final = """
 [databases]
 * = host={sockets} user=billing

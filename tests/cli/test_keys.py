@@ -421,7 +421,8 @@ def aws(tmp_path):
     url = f"http://127.0.0.1:{free_port()}"
     stand_in = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", url.rpartition(":")[2]],
-        env=clean_environ({"PYTHONPATH": str(AWS_TOOLS)}), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=clean_environ({"PYTHONPATH": str(AWS_TOOLS)}),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         wait_until(lambda: requests.get(url, timeout=5))

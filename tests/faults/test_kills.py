@@ -7,17 +7,11 @@ from tests.conftest import ADMIN
 from tests.server import wait_until
 
 
-def test_a_worker(server, postgres, load):
+def test_a_worker_then_the_database(server, postgres, load):
     load.wait_for_more()
-    for _ in range(2):
-        victim = server.workers()[0]
-        os.kill(victim, signal.SIGKILL)
-        wait_until(lambda victim=victim: victim not in server.workers() and len(server.workers()) == 2)
-        load.wait_for_more()
-    load.check(postgres)
-
-
-def test_the_database(server, postgres, load):
+    victim = server.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: victim not in server.workers() and len(server.workers()) == 2)
     load.wait_for_more()
     postgres.kill()
     wait_until(lambda: server.get("/health/ready").status_code == 503)

@@ -98,7 +98,7 @@ def test_explain_names_all_that_decides(shop: Shop) -> None:
         found = explain(customer_id)
     assert (found["plan"], found["status"], found["stripe_error"]) == ("starter", "active", None)
     assert found["subscription"]["stripe_price_id"] == shop.prices["starter"]
-    assert found["subscription"]["details"]["scheduledChange"]["plan"] == "professional"
+    assert found["subscription"]["details"]["scheduledChange"]["price"] == shop.prices["professional"]
     assert [other["subscription_id"] for other in found["other_products"]] == [support]
     assert (found["differences"], found["missing"]) == ([], [])
     assert [line["message"] for line in found["refusals"]] == [refused.json["message"]]

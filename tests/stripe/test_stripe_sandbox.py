@@ -1259,7 +1259,7 @@ def test_the_process_keeps_its_state(tmp_path: Path) -> None:
     data, port = tmp_path / "sandbox.json", free_port()
     command = [sys.executable, "-m", "tests.stripe_sandbox", "--port", str(port)]
     command += ["--data", str(data), "--promo", "LAUNCH20=20"]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def run() -> tuple[subprocess.Popen[str], Any]:
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)

@@ -105,8 +105,8 @@ def test_a_refused_payment_changes_nothing_and_may_be_tried_again(
     assert shop.subscription(customer_id) == before
     assert shop.get(f"/api/licenses/{customer_id}")["license"] == token
     lines = sql("SELECT after FROM audit_log WHERE action = 'subscription.upgrade' ORDER BY id")
-    assert [line["after"].get("refused") for line in lines][1] == answer.json["message"] != ""
-    assert len(lines) == 4
+    refusals = [line["after"].get("refused") for line in lines]
+    assert (refusals[::2], refusals[3]) == ([None, None], answer.json["message"])
     shop.sandbox.set_card(shop.stripe_id(customer_id), "ok")
     assert upgrade(shop, subscription_id).status_code == 200
     assert shop.plan_and_status(customer_id) == ("professional", "active")

@@ -1,4 +1,4 @@
-"""Whatever happens to webhooks, answers and processes: in the end the database is where Stripe is.
+"""Whatever happens to webhooks, answers and processes: in the end the database has Stripe's state.
 
 CONVERGENCE_EXAMPLES=500 looks longer than the suite does.
 """
@@ -14,15 +14,15 @@ from typing import Any, Final
 import psycopg2.extensions
 import pytest
 import stripe
-from app.parts import set_actor
 from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.context import set_actor
 from app.db import Cursor
 from app.plans import PLANS
-from app.services.stripe_sync import sync_all
-from app.stripe_gateway import StripeGateway
+from app.services.stripe_reconcile import sync_all
+from app.stripe_gateway import HttpClient
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.shop import Shop
 from tests.stripe_sandbox import Refusal, Sandbox
@@ -68,11 +68,11 @@ class Fuse:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._local = threading.local()
-        call, execute = StripeGateway._call, psycopg2.extensions.cursor.execute
+        call, execute = HttpClient.request_with_retries, psycopg2.extensions.cursor.execute
 
-        def burning_call(gateway: StripeGateway, *args: Any) -> Any:
+        def burning_call(client: HttpClient, *args: Any, **kwargs: Any) -> Any:
             self._burn()
-            answer = call(gateway, *args)
+            answer = call(client, *args, **kwargs)
             self._burn()
             return answer
 
@@ -81,7 +81,7 @@ class Fuse:
             execute(cursor, *args)
             self._burn()
 
-        monkeypatch.setattr(StripeGateway, "_call", burning_call)
+        monkeypatch.setattr(HttpClient, "request_with_retries", burning_call)
         monkeypatch.setattr(Cursor, "execute", burning_execute, raising=False)
 
     def _burn(self) -> None:
@@ -291,9 +291,9 @@ class Account:
     def sync(self, *, dry_run: bool) -> list[Any]:
         with self.shop.app.app_context():
             set_actor("console:test")
-            differences, failed = sync_all(dry_run=dry_run)
-        assert failed == {}
-        return differences
+            report = sync_all(dry_run=dry_run)
+        assert (report.failed, report.missing) == ({}, {})
+        return report.differences
 
     # The truth, derived from the sandbox alone
 
