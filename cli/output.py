@@ -250,7 +250,7 @@ def customer_argument(
     """
 
     def decorator(callback: Callable[..., Answer]) -> Callable[..., Answer]:
-        @click.argument("who", metavar="CUSTOMER", required=False, shell_complete=complete_customer)
+        @click.argument("who", metavar="[CUSTOMER]", required=False, shell_complete=complete_customer)
         @click.option(
             "--id", "--customer", "named", metavar="CUSTOMER", shell_complete=complete_customer,
             help="Id, email, or Stripe's id (cus_…, sub_…); also as a bare argument.",
