@@ -22,6 +22,8 @@ COMMANDS: Final = {
     "sandbox": ("cli.sandbox:sandbox", "The local Stripe: its clock, cards and events."),
 }
 """Where each command is, and its help."""
+MORE: Final = {"customer": "cli.overage", "usage": "cli.overage"}
+"""The module that adds further commands to a group."""
 
 
 class LazyCommand(click.Command):
@@ -30,6 +32,8 @@ class LazyCommand(click.Command):
     def load(self) -> click.Command:
         module, _, attribute = COMMANDS[str(self.name)][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
+        if more := MORE.get(str(self.name)):
+            import_module(more)
         command.help = command.help or self.help
         command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         return command

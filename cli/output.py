@@ -250,7 +250,7 @@ def customer_argument(
     """
 
     def decorator(callback: Callable[..., Answer]) -> Callable[..., Answer]:
-        @click.argument("who", metavar="CUSTOMER", required=False, shell_complete=complete_customer)
+        @click.argument("who", metavar="[CUSTOMER]", required=False, shell_complete=complete_customer)
         @click.option(
             "--id", "--customer", "named", metavar="CUSTOMER", shell_complete=complete_customer,
             help="Id, email, or Stripe's id (cus_…, sub_…); also as a bare argument.",
@@ -321,7 +321,7 @@ def describe_who(customer: Mapping[str, Any]) -> str:
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
     if not sys.stderr.isatty():
-        yield lambda done, ahead=0: None
+        yield lambda done, ahead: None
         return
     from rich.console import Console
     from rich.progress import Progress

@@ -95,6 +95,8 @@ def _prepare(settings: Settings) -> str:
     load_signing_key(settings)
     if not settings.database_url:
         _say(f"Starting PostgreSQL under {_relative(settings.data_dir)}/")
+        # The service uses the server in the same way, so that it stops also when this process is killed.
+        os.environ |= {"DATABASE_URL": "", "EMBEDDED_POSTGRES": "1"}
     url = settings.database_url or embedded.start(settings.data_dir)
     _say("Applying the migrations of sql/")
     with Flask(__name__).app_context():
