@@ -437,10 +437,10 @@ class StripeGateway:
         """The event as `stripe_objects.read_event` reduces it, if one of our secrets signed it within the
         last five minutes. Raises BadRequest. https://docs.stripe.com/webhooks/signature
         """
-        if not self.configured:  # nobody's state could be fetched
-            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
         if not self._settings.stripe_webhook_secrets:
             raise Unavailable("Stripe is not configured: STRIPE_WEBHOOK_SECRET is not set.")
+        if not self.configured:  # nobody's state could be fetched
+            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
         try:
             text = payload.decode()
             if not any(_is_signed(text, signature, s) for s in self._settings.stripe_webhook_secrets):

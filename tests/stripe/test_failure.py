@@ -29,16 +29,16 @@ def test_slow_stripe_does_not_keep_reports_waiting(shop: Shop, serve: Serve) -> 
     shop.sandbox.faults.delay, shop.sandbox.faults.delay_path = 3.0, "/prices"
     with ThreadPoolExecutor(len(customers)) as pool:
         waiting = [pool.submit(ask_for_page, server, customer_id) for customer_id in customers]
-        wait_until(lambda: sum(r.path == "/v1/prices" for r in shop.sandbox.requests) >= 4)
+        wait_until(lambda: sum(r.path == "/v1/prices" for r in shop.sandbox.requests) >= 2)
         for number in range(20):
             body = report_body(reporter["customerId"], instanceId=f"i{number}")
             answer = server.post("/api/usage/report", body, headers=bearer(reporter["license"]))
             assert answer.status_code == 201
-        assert sum(not one.done() for one in waiting) >= 4, "Stripe was to be slow all the while"
+        assert sum(not one.done() for one in waiting) >= 2, "Stripe was to be slow all the while"
         answers = [one.result() for one in waiting]
     served = [answer for answer in answers if answer.status_code == 201]
     surplus = [answer for answer in answers if answer.status_code != 201]
-    assert len(served) >= 4
+    assert len(served) >= 2
     assert len(surplus) >= len(customers) - 8
     assert {answer.status_code for answer in surplus} == {503}
     assert all(answer.headers["Retry-After"].isdigit() for answer in surplus)

@@ -313,10 +313,9 @@ def test_one_that_cannot_be_mended_does_not_keep_the_others_from_it(
 ) -> None:
     many(shop, sql, 5)
     locked = "cust_000000000003"
-    with app.app_context():
-        with app.extensions["billing.db"].transaction() as cur:
-            cur.execute("SELECT 1 FROM customers WHERE customer_id = %(id)s FOR UPDATE", {"id": locked})
-            result = run_in_thread(console, "stripe", "sync", "--json")
+    with app.app_context(), app.extensions["billing.db"].transaction() as cur:
+        cur.execute("SELECT 1 FROM customers WHERE customer_id = %(id)s FOR UPDATE", {"id": locked})
+        result = run_in_thread(console, "stripe", "sync", "--json")
     assert result.exit_code == 1
     assert [failed["id"] for failed in report(result)["failed"]] == [locked]
     assert sql("SELECT COUNT(*) AS n FROM subscriptions") == [{"n": 4}]
