@@ -35,7 +35,7 @@ bench: $(VENV)/dev ## Measure the service, beside another checkout: make bench A
 	@$(BIN)/python -m tests.bench $(if $(AGAINST),--against "$(AGAINST)") $(ARGS)
 
 fuzz: $(VENV)/dev ## Throw odd requests at every route for some minutes
-	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/test_fuzz.py $(ARGS)
+	@FUZZ_EXAMPLES=300 $(BIN)/python -m pytest -n 0 --timeout 3600 tests/api/test_fuzz.py $(ARGS)
 
 faults: $(VENV)/dev ## Kill, starve and fill what the service stands on, for some minutes
 	@FAULTS=long $(BIN)/python -m pytest -n 0 --timeout 600 tests/faults $(ARGS)

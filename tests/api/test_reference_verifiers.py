@@ -6,13 +6,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
 
 from app import keyring
 from app.config import load_settings
@@ -28,7 +24,7 @@ DAY = 86400
 
 
 @pytest.fixture(scope="session")
-def node_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node_page(tmp_path_factory):
     """The page beside the one package it needs."""
     folder = tmp_path_factory.mktemp("node")
     shutil.copy(PAGES / "verify.mjs", folder)
@@ -43,14 +39,14 @@ def node_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["python", "node"])
-def page(request: pytest.FixtureRequest) -> list[str]:
+def page(request):
     if request.param == "python":
         return [sys.executable, str(PAGES / "verify.py")]
     return ["node", str(request.getfixturevalue("node_page"))]
 
 
 @pytest.fixture
-def environ(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environ(environ, tmp_path, monkeypatch):
     """Keys that may be rotated; the service looks at the files each time."""
     monkeypatch.setattr(keyring, "CHECK_SECONDS", -1)
     environ |= key_paths(tmp_path / "keys")
@@ -61,14 +57,14 @@ def environ(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 class Instance:
     """One deployed instance: its customer, its state file, the page it runs."""
 
-    def __init__(self, page: list[str], file: Path, customer_id: str) -> None:
+    def __init__(self, page, file, customer_id):
         self.page, self.file, self.customer_id = page, file, customer_id
         self.said = ""
 
-    def start(self, *args: str) -> "subprocess.CompletedProcess[str]":
+    def start(self, *args):
         return subprocess.run([*self.page, *args], capture_output=True, text=True, timeout=60, check=False)
 
-    def run(self, *args: str) -> dict[str, Any]:
+    def run(self, *args):
         done = self.start(str(self.file), self.customer_id, *args)
         self.said = done.stderr
         assert done.stdout, done.stderr
@@ -78,45 +74,45 @@ class Instance:
         assert licensed or (decision["plan"], decision["features"]["maxDevices"]) == ("trial", 5)
         return dict(decision)
 
-    def code(self, *args: str) -> str:
+    def code(self, *args):
         return str(self.run(*args)["code"])
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self):
         return dict(json.loads(self.file.read_text()))
 
-    def set_state(self, **changes: Any) -> None:
+    def set_state(self, **changes):
         self.file.write_text(json.dumps(self.state | changes))
 
 
 @pytest.fixture
-def customer(client: FlaskClient) -> dict[str, Any]:
+def customer(client):
     return make_customer(client, plan="professional")
 
 
 @pytest.fixture
-def instance(page: list[str], tmp_path: Path, url: str, customer: dict[str, Any]) -> Instance:
+def instance(page, tmp_path, url, customer):
     """One that has been set up by its operator, and has been online once."""
     made = Instance(page, tmp_path / "state.json", customer["customerId"])
     assert made.code("--refresh", url, "--install", customer["license"]) == "VALID"
     return made
 
 
-def a_list(app: Flask, *revoked: str, age: float = 0, **changes: Any) -> str:
+def a_list(app, *revoked, age=0, **changes):
     """A revocation list as the service would have signed it that long ago."""
     at = int(time.time() - age)
     served = app.test_client().get("/api/licenses/revocations").json["revocations"]
     return resign(app, served, iat=at, exp=at + DAY, revoked=list(revoked), **changes)
 
 
-def test_before_the_first_contact(page: list[str], tmp_path: Path, customer: dict[str, Any]) -> None:
+def test_before_the_first_contact(page, tmp_path, customer):
     fresh = Instance(page, tmp_path / "state.json", customer["customerId"])
     assert fresh.code("--install", customer["license"]) == "NO_LICENSE"
     assert "UNKNOWN_KEY" in fresh.said  # no key was fetched yet
     assert not fresh.file.exists()
 
 
-def test_help_and_wrong_usage_are_plain_lines(page: list[str], tmp_path: Path) -> None:
+def test_help_and_wrong_usage_are_plain_lines(page, tmp_path):
     given = Instance(page, tmp_path / "missing" / "state.json", "cust_0123456789ab")
     shown = given.start("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -135,7 +131,7 @@ def test_help_and_wrong_usage_are_plain_lines(page: list[str], tmp_path: Path) -
     assert not given.file.parent.exists()
 
 
-def test_a_damaged_state_file_counts_as_none(instance: Instance, url: str, customer: dict[str, Any]) -> None:
+def test_a_damaged_state_file_counts_as_none(instance, url, customer):
     whole = instance.state
     wrong_types = ({"license": 7}, {"newestIat": "0"}, {"list": None}, {"keys": [7]})
     for damage in ("", "null", json.dumps(whole)[:-9], *(json.dumps(whole | odd) for odd in wrong_types)):
@@ -146,7 +142,7 @@ def test_a_damaged_state_file_counts_as_none(instance: Instance, url: str, custo
     assert [path.name for path in instance.file.parent.glob("state*")] == ["state.json"]
 
 
-def test_an_answer_without_keys_changes_nothing(instance: Instance, app: Flask, url: str) -> None:
+def test_an_answer_without_keys_changes_nothing(instance, app, url):
     keys = instance.state["keys"]
     for bad in ({"keys": None}, {"keys": [{"kty": "RSA"}]}, []):
         app.view_functions["licenses.jwks"] = lambda bad=bad: bad
@@ -154,7 +150,7 @@ def test_an_answer_without_keys_changes_nothing(instance: Instance, app: Flask, 
         assert instance.state["keys"] == keys
 
 
-def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> None:
+def test_online_then_offline(instance, customer):
     decision = instance.run()
     claims = claims_of(customer["license"])
     assert decision == {
@@ -166,9 +162,8 @@ def test_online_then_offline(instance: Instance, customer: dict[str, Any]) -> No
 
 
 def test_a_changed_license_is_fetched_and_no_older_one_is_taken_again(
-    instance: Instance, app: Flask, client: FlaskClient, url: str, customer: dict[str, Any],
-    sql: Callable[..., Any],
-) -> None:  # fmt: skip
+    instance, app, client, url, customer, sql
+):
     sql("UPDATE subscriptions SET status = 'canceled', ended_at = now()")
     better = resign(app, customer["license"], iat=claims_of(customer["license"])["iat"] - 5)
     assert instance.run("--refresh", url)["plan"] == "trial"
@@ -180,10 +175,7 @@ def test_a_changed_license_is_fetched_and_no_older_one_is_taken_again(
     assert instance.run()["plan"] == "trial"
 
 
-def test_a_rotated_key_is_fetched(
-    instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any],
-    console: Callable[..., Any],
-) -> None:  # fmt: skip
+def test_a_rotated_key_is_fetched(instance, client, url, customer, console):
     old = client.get("/api/licenses/public-key").json["kid"]
     assert console("keys", "rotate", "--now", "--yes").exit_code == 0
     new = client.get("/api/licenses/public-key").json["kid"]
@@ -197,9 +189,7 @@ def test_a_rotated_key_is_fetched(
     assert "UNKNOWN_KEY" in instance.said
 
 
-def test_a_revoked_license_is_known_offline_and_a_reinstated_one_online(
-    instance: Instance, client: FlaskClient, url: str, customer: dict[str, Any]
-) -> None:
+def test_a_revoked_license_is_known_offline_and_a_reinstated_one_online(instance, client, url, customer):
     client.post(f"/api/licenses/{customer['customerId']}/revoke", headers=ADMIN)
     assert instance.code() == "VALID"  # it has not been online since
     assert instance.code("--refresh", url) == "REVOKED"
@@ -210,9 +200,7 @@ def test_a_revoked_license_is_known_offline_and_a_reinstated_one_online(
     assert instance.code("--install", back.json["license"]) == "VALID"
 
 
-def test_expiry_with_leeway_and_renewal_with_the_expired_license(
-    instance: Instance, app: Flask, url: str, customer: dict[str, Any]
-) -> None:
+def test_expiry_with_leeway_and_renewal_with_the_expired_license(instance, app, url, customer):
     now = time.time()
     for seconds_ago, code in ((-5, "VALID"), (30, "VALID"), (120, "EXPIRED"), (20 * DAY, "EXPIRED")):
         instance.set_state(license=expired(app, customer["license"], days=seconds_ago / DAY), newestIat=0)
@@ -221,16 +209,14 @@ def test_expiry_with_leeway_and_renewal_with_the_expired_license(
     assert claims_of(instance.state["license"])["exp"] > now
 
 
-def test_a_clock_that_was_set_back_gains_nothing(
-    instance: Instance, app: Flask, customer: dict[str, Any]
-) -> None:
+def test_a_clock_that_was_set_back_gains_nothing(instance, app, customer):
     """The signed times speak of a present that is later than the clock."""
     instance.set_state(list=claims_of(a_list(app, age=-20 * DAY)))
     assert claims_of(customer["license"])["exp"] < time.time() + 20 * DAY
     assert instance.code() == "EXPIRED"
 
 
-def test_the_age_of_the_revocation_list(instance: Instance, app: Flask, customer: dict[str, Any]) -> None:
+def test_the_age_of_the_revocation_list(instance, app, customer):
     jti = claims_of(customer["license"])["jti"]
     for age, code in ((0, "VALID"), (6.9 * DAY, "VALID"), (7.1 * DAY, "LIST_TOO_OLD")):
         instance.set_state(list=claims_of(a_list(app, age=age)))
@@ -244,9 +230,7 @@ def test_the_age_of_the_revocation_list(instance: Instance, app: Flask, customer
     assert instance.code() == "LIST_TOO_OLD"
 
 
-def test_no_list_is_taken_that_is_old_or_no_list(
-    instance: Instance, app: Flask, customer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_no_list_is_taken_that_is_old_or_no_list(instance, app, customer, monkeypatch, url):
     jti = claims_of(customer["license"])["jti"]
     held = {"iat": int(time.time()) - 60, "revoked": [jti]}
     instance.set_state(list=held)
@@ -272,15 +256,13 @@ def test_no_list_is_taken_that_is_old_or_no_list(
     assert instance.state["list"]["revoked"] == []
 
 
-def test_what_no_instance_takes(
-    instance: Instance, app: Flask, client: FlaskClient, customer: dict[str, Any]
-) -> None:
+def test_what_no_instance_takes(instance, app, client, customer):
     token, other = customer["license"], make_customer(client)
     head, body, signature = token.split(".")
     key = app.extensions["billing.keyring"].signing_key()
     header = segment(token, 0)
 
-    def signed(header: dict[str, Any], claims: dict[str, Any]) -> str:
+    def signed(header, claims):
         text = f"{base64url(json.dumps(header).encode())}.{base64url(json.dumps(claims).encode())}"
         return f"{text}.{base64url(key.private.sign(text.encode()))}"
 

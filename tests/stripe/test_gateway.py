@@ -1,235 +1,175 @@
-"""The one module that talks to Stripe: its answers as ours, keys, retries, rows, the bulkhead."""
+"""The module that talks to Stripe: errors, keys, retries, the account, the bulkhead, and rows made of its answers."""
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import requests
 import responses
 import stripe
+from flask import Flask
 
 import app.stripe_gateway as module
 from app.config import load_settings
-from app.errors import DomainError, Invalid, PaymentRefused, StripeFailed, Unavailable
-from app.stripe_gateway import NoAnswer, Refused, StripeGateway
+from app.errors import DomainError, Invalid, NoAnswer, PaymentRefused, Refused, StripeFailed, Unavailable
+from app.plans import PLANS
+from app.stripe_gateway import StripeGateway
+from app.stripe_objects import as_time, plan_of_price, subscription_row
+from tests.stripe_sandbox import Sandbox
 
 API = "https://api.stripe.com/v1"
 KEY = "sk_test_0123456789abcdef"
+SUB = f"{API}/subscriptions/sub_1"
 T0 = 1_790_000_000
 
 
 def gateway(**settings: str) -> StripeGateway:
-    return StripeGateway(load_settings({"STRIPE_SECRET_KEY": KEY, **settings}))
+    def remember(account_id: str, livemode: bool) -> dict[str, Any]:
+        return {"account_id": account_id, "livemode": livemode}
 
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.001)
-    monkeypatch.setattr(stripe.HTTPClient, "MAX_DELAY", 0.001)
+    return StripeGateway(load_settings({"STRIPE_SECRET_KEY": KEY, **settings}), remember)
 
 
 @pytest.fixture
-def api() -> Any:
-    with responses.RequestsMock(assert_all_requests_are_fired=True) as mock:
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[responses.RequestsMock]:
+    """Stripe's answers; the account is known already, and retries do not wait."""
+    monkeypatch.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.001)
+    monkeypatch.setattr(stripe.HTTPClient, "MAX_DELAY", 0.001)
+    with responses.RequestsMock() as mock:
+        mock.get(f"{API}/account", json={"id": "acct_1", "object": "account"})
         yield mock
 
 
-def refusal(type: str = "invalid_request_error", **fields: str) -> dict[str, Any]:
-    return {"error": {"type": type, "message": "no", **fields}}
-
-
-def refused(api: Any, status: int, body: Any, headers: dict[str, str] | None = None) -> DomainError:
-    """What a POST raises when Stripe answers so."""
-    api.post(f"{API}/subscriptions/sub_1", json=body, status=status, headers=headers)
+def refused(api: responses.RequestsMock, status: int, **answer: Any) -> tuple[DomainError, list[str]]:
+    """What a POST raises when Stripe answers so, and the idempotency keys of its attempts."""
+    api.post(SUB, status=status, headers={"Request-Id": "req_1", **answer.pop("headers", {})}, **answer)
     with pytest.raises(DomainError) as caught:
         gateway().cancel_at_period_end("sub_1", "key-1")
-    return caught.value
+    return caught.value, [
+        c.request.headers["Idempotency-Key"] for c in api.calls if c.request.method == "POST"
+    ]
 
 
-# Errors
-
-
-def test_a_declined_card_is_402_with_stripes_words(api: Any) -> None:
-    error = refused(
-        api, 402, {"error": {"type": "card_error", "code": "card_declined", "message": "Declined."}}
-    )
-    assert isinstance(error, PaymentRefused)
-    assert (error.code, error.message) == (402, "The payment was refused: Declined.")
-    assert len(api.calls) == 1
-
-
-def test_too_many_requests_is_503_with_retry_after(api: Any) -> None:
-    error = refused(api, 429, refusal(code="rate_limit"))
-    assert isinstance(error, Unavailable)
-    assert (error.code, error.headers["Retry-After"].isdigit()) == (503, True)
-
-
-@pytest.mark.parametrize("status", [500, 502, 503])
-def test_a_failure_of_stripe_is_502_after_two_retries_under_one_key(api: Any, status: int) -> None:
-    error = refused(api, status, refusal("api_error"))
-    assert (type(error), error.code) == (StripeFailed, 502)
-    assert [call.request.headers["Idempotency-Key"] for call in api.calls] == ["key-1"] * 3
-
-
-def test_stripes_word_not_to_retry_is_heeded(api: Any) -> None:
-    assert refused(api, 500, refusal("api_error"), {"Stripe-Should-Retry": "false"}).code == 502
-    assert len(api.calls) == 1
+def error(**fields: str) -> dict[str, Any]:
+    return {"error": {"type": "invalid_request_error", "message": "Stripe's words.", **fields}}
 
 
 @pytest.mark.parametrize(
-    "failure", [requests.ReadTimeout(), requests.ConnectTimeout(), requests.ConnectionError()]
+    ("status", "fields", "kind", "code"),
+    [
+        (402, {"type": "card_error", "code": "card_declined"}, PaymentRefused, 402),
+        (400, {"code": "resource_missing"}, PaymentRefused, 402),
+        (404, {"code": "resource_missing", "param": "id"}, Refused, 409),
+        (400, {"param": "line_items"}, Refused, 409),
+        (400, {"type": "idempotency_error"}, Refused, 409),
+        (400, {"param": "discounts[0][promotion_code]"}, Invalid, 422),
+        (400, {"param": "email"}, Invalid, 422),
+        (401, {}, Unavailable, 503),
+        (403, {}, Unavailable, 503),
+        (429, {"code": "rate_limit"}, Unavailable, 503),
+        (409, {"type": "idempotency_error"}, Unavailable, 503),
+        (500, {"type": "api_error"}, StripeFailed, 502),
+    ],
 )
-def test_no_answer_is_502_and_known_as_such(api: Any, failure: Exception) -> None:
-    api.post(f"{API}/subscriptions/sub_1", body=failure)
-    with pytest.raises(NoAnswer) as caught:
-        gateway().cancel_at_period_end("sub_1", "key-1")
-    assert caught.value.code == 502
-    assert {call.request.headers["Idempotency-Key"] for call in api.calls} == {"key-1"}
-    assert len(api.calls) == 3
+def test_each_refusal_has_its_code_and_keeps_stripes_words_and_request_id(
+    api: responses.RequestsMock, status: int, fields: dict[str, str], kind: type[DomainError], code: int
+) -> None:
+    raised, _ = refused(api, status, json=error(**fields))
+    assert (type(raised), raised.code) == (kind, code)
+    assert "Stripe's words. (Stripe request req_1)" in raised.message
+    assert raised.stripe_code == fields.get("code")
+    assert getattr(raised, "missing", False) is (code == 409 and fields.get("code") == "resource_missing")
+    if status in (401, 403):
+        assert raised.message.startswith("STRIPE_SECRET_KEY: ")
 
 
-@pytest.mark.parametrize(("status", "type"), [(409, "idempotency_error"), (409, "api_error")])
-def test_a_key_in_use_passes(api: Any, status: int, type: str) -> None:
-    error = refused(api, status, refusal(type))
-    assert isinstance(error, Unavailable)
-    assert "another request" in error.message
+def test_a_key_that_stripe_quotes_is_in_no_message_and_no_log(
+    api: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised, _ = refused(api, 401, json=error(message=f"Invalid API Key provided: {KEY}"))
+    assert KEY not in raised.message + caplog.text
 
 
+@pytest.mark.parametrize(("header", "attempts"), [({}, 3), ({"Stripe-Should-Retry": "false"}, 1)])
+def test_a_failure_of_stripe_is_tried_again_under_the_same_key(
+    api: responses.RequestsMock, header: dict[str, str], attempts: int
+) -> None:
+    raised, keys = refused(api, 503, json=error(type="api_error"), headers=header)
+    assert (raised.code, keys) == (502, ["key-1"] * attempts)
+
+
+@pytest.mark.parametrize("failure", [requests.ReadTimeout(), requests.ConnectionError()])
+def test_silence_is_502_and_known_as_such(api: responses.RequestsMock, failure: Exception) -> None:
+    raised, keys = refused(api, 200, body=failure)
+    assert (type(raised), raised.code, keys) == (NoAnswer, 502, ["key-1"] * 3)
+
+
+@pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize(
     "body",
     [
         "{}",
         "[]",
         "null",
-        '"x"',
         "5",
+        "<html>",
         '{"object": "list"}',
-        '{"object": "list", "data": null}',
-        '{"id": 5, "object": "x"}',
-        "\xff",
+        '{"error": "x"}',
+        '{"object": "list", "data": 1}',
     ],
 )
-def test_an_answer_that_is_none_is_502(api: Any, body: str) -> None:
-    api.get(f"{API}/prices", body=body.encode("latin-1"))
-    with pytest.raises(StripeFailed) as caught:
-        gateway().price_of("starter")
-    assert caught.value.code == 502
+def test_an_answer_that_is_not_stripes_is_502(api: responses.RequestsMock, status: int, body: str) -> None:
+    raised, _ = refused(api, status, body=body)
+    assert (type(raised), raised.code) == (StripeFailed, 502)
 
 
-@pytest.mark.parametrize("body", ['{"error": "x"}', '{"error": null}', "{}", "[]", "x"])
-def test_a_refusal_without_a_reason_is_502(api: Any, body: str) -> None:
-    api.post(f"{API}/subscriptions/sub_1", body=body, status=400)
-    with pytest.raises(StripeFailed) as caught:
-        gateway().cancel_at_period_end("sub_1", "key-1")
-    assert caught.value.code == 502
+def test_one_log_line_for_each_attempt_names_stripes_request(
+    api: responses.RequestsMock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "app.stripe_gateway")
+    refused(api, 500, json=error())
+    lines = [record for record in caplog.records if record.message == "stripe call"]
+    assert [(line.call, line.status, line.stripe_request) for line in lines[1:]] == [  # type: ignore[attr-defined]
+        ("POST subscriptions/:id", "500", "req_1")
+    ] * 3
 
 
-def test_a_key_that_was_used_otherwise_is_refused(api: Any) -> None:
-    error = refused(api, 400, refusal("idempotency_error"))
-    assert isinstance(error, Refused)  # so that the next attempt is made under another key
-
-
-def test_wrong_credentials_are_502_without_telling_them(api: Any, caplog: pytest.LogCaptureFixture) -> None:
-    error = refused(api, 401, refusal(message=f"Invalid API Key provided: {KEY}"))
-    assert error.code == 502
-    assert KEY not in error.message + caplog.text
-
-
-@pytest.mark.parametrize(
-    ("param", "field"),
-    [
-        ("discounts[0][promotion_code]", "promoCode"),
-        ("email", "email"),
-        ("success_url", "successUrl"),
-        ("cancel_url", "cancelUrl"),
-    ],
-)
-def test_what_the_caller_gave_and_stripe_refused_is_422(api: Any, param: str, field: str) -> None:
-    error = refused(api, 400, refusal(param=param))
-    assert isinstance(error, Invalid)
-    assert list(error.errors["json"]) == [field]
-
-
-def test_any_other_refusal_is_502_and_has_an_answer(api: Any) -> None:
-    error = refused(api, 400, refusal(param="line_items"))
-    assert (error.code, isinstance(error, NoAnswer)) == (502, False)
-
-
-def test_an_answer_that_is_no_json_is_502(api: Any) -> None:
-    api.get(f"{API}/subscriptions/sub_1", body="<html>proxy</html>", status=200)
-    with pytest.raises(StripeFailed):
-        gateway().retrieve_subscription("sub_1")
-
-
-def test_what_stripe_lacks_is_none(api: Any) -> None:
-    missing = refusal(code="resource_missing")
-    api.get(f"{API}/subscriptions/sub_1", json=missing, status=404)
-    api.get(f"{API}/customers/cus_1", json=missing, status=404)
-    api.get(f"{API}/checkout/sessions/cs_1", json=missing, status=404)
-    api.get(f"{API}/subscriptions", json=missing, status=400)
+def test_what_stripe_does_not_find_is_none(api: responses.RequestsMock) -> None:
+    missing = error(code="resource_missing", param="id")
+    for path in ("subscriptions/sub_1", "checkout/sessions/cs_1", "customers/cus_1"):
+        api.get(f"{API}/{path}", json=missing, status=404)
     api.delete(f"{API}/customers/cus_1", json=missing, status=404)
-    api.delete(f"{API}/subscriptions/sub_1", json=missing, status=404)
-    stripe_ = gateway()
-    assert stripe_.retrieve_subscription("sub_1") is None
-    assert stripe_.retrieve_checkout("cs_1") is None
-    assert stripe_.customer_is_deleted("cus_1") is True
-    assert list(stripe_.list_subscriptions("cus_1")) == []
-    stripe_.delete_customer("cus_1")
-    stripe_.cancel("sub_1", "k")
-    assert len(api.calls) == 6
+    asked = gateway()
+    found = (
+        asked.retrieve_subscription("sub_1"),
+        asked.retrieve_checkout("cs_1"),
+        asked.retrieve_customer("cus_1"),
+    )
+    assert found == (None, None, None)
+    asked.delete_customer("cus_1")
+    assert len(api.calls) == 5
 
 
-def test_without_a_key_nothing_is_asked(api: Any) -> None:
-    with pytest.raises(Unavailable, match="STRIPE_SECRET_KEY"):
-        StripeGateway(load_settings({})).retrieve_subscription("sub_1")
-    assert len(api.calls) == 0
+def test_without_a_key_nothing_is_asked() -> None:
+    with responses.RequestsMock() as mock, pytest.raises(Unavailable, match="STRIPE_SECRET_KEY is not set"):
+        gateway(STRIPE_SECRET_KEY="").retrieve_subscription("sub_1")
+    assert len(mock.calls) == 0
 
 
-# How it asks
+def test_every_call_that_writes_has_a_key_in_the_source() -> None:
+    source = inspect.getsource(StripeGateway)
+    writes = sum(source.count(f".{verb}(") for verb in ("create", "update", "expire", "cancel", "add_lines"))
+    assert source.count("_options(") >= writes > 10
 
 
-POSTS: dict[str, Callable[[StripeGateway], Any]] = {
-    "customers": lambda g: g.create_customer("cust_1", "a@example.com", None, "k"),
-    "customers/cus_1": lambda g: g.update_customer("cus_1", "a@example.com", "A", "k"),
-    "subscriptions/sub_1": lambda g: g.change_price("sub_1", "price_2", "k"),
-    "checkout/sessions": lambda g: g.create_checkout({"mode": "subscription"}, "k"),
-    "checkout/sessions/cs_1/expire": lambda g: g.expire_checkout("cs_1"),
-    "billing_portal/sessions": lambda g: g.create_portal("cus_1", "https://x.example", "k"),
-    "products": lambda g: g.create_product_with_price("starter", "10 devices", 2900, "k"),
-    "webhook_endpoints": lambda g: g.create_webhook("https://x.example/hook", "k"),
-}
-
-
-@pytest.mark.parametrize("path", POSTS)
-def test_every_post_carries_a_key(api: Any, path: str) -> None:
-    api.post(f"{API}/{path}", json={"id": "new_1", "object": "x", "url": "u", "secret": "s"})
-    if path == "products":
-        api.post(f"{API}/prices", json={"id": "price_1", "object": "price"})
-    if path.startswith("subscriptions"):
-        item = {"id": "si_1", "price": {"id": "price_1", "lookup_key": None, "metadata": {}}}
-        api.get(f"{API}/{path}", json={"id": "sub_1", "object": "subscription", "items": {"data": [item]}})
-    POSTS[path](gateway())
-    posts = [call.request for call in api.calls if call.request.method == "POST"]
-    assert posts
-    keys = {request.headers["Idempotency-Key"].partition("-")[0] for request in posts}
-    assert keys <= {"k", "setup", "expire"}
-
-
-def test_every_post_of_the_module_is_in_this_list() -> None:
-    """A new call to Stripe that writes must come with its key: count the keys against the calls."""
-    source = inspect.getsource(module)
-    writes = sum(source.count(f".{verb}(") for verb in ("create", "update", "expire", "cancel"))
-    assert source.count("_options(") - 1 == writes
-
-
-def test_version_timeouts_and_no_telemetry(api: Any) -> None:
+def test_version_timeouts_key_and_no_telemetry(api: responses.RequestsMock) -> None:
     api.get(f"{API}/customers/cus_1", json={"id": "cus_1", "object": "customer"})
-    stripe_ = gateway()
-    assert [stripe_.customer_is_deleted("cus_1") for _ in range(2)] == [False, False]
+    asked = gateway()
+    assert [asked.retrieve_customer("cus_1") for _ in range(2)] == [{"id": "cus_1", "object": "customer"}] * 2
+    assert [call.request.path_url for call in api.calls].count("/v1/account") == 1
     for call in api.calls:
         assert call.request.headers["Stripe-Version"] == stripe.api_version
         assert call.request.headers["Authorization"] == f"Bearer {KEY}"
@@ -237,195 +177,172 @@ def test_version_timeouts_and_no_telemetry(api: Any) -> None:
         assert call.request.req_kwargs["timeout"] == (5, 20)
 
 
-def test_another_base_is_asked(api: Any) -> None:
-    api.get("http://127.0.0.1:12111/v1/customers/cus_1", json={"id": "cus_1", "object": "customer"})
-    assert gateway(STRIPE_API_BASE="http://127.0.0.1:12111/").customer_is_deleted("cus_1") is False
-
-
-def test_lists_are_read_to_their_end(api: Any) -> None:
-    def page(ids: list[str], more: bool) -> dict[str, Any]:
-        data = [{"id": id, "object": "customer"} for id in ids]
-        return {"object": "list", "data": data, "has_more": more, "url": "/v1/customers"}
-
-    first = responses.matchers.query_param_matcher({"limit": "100"})
-    second = responses.matchers.query_param_matcher({"limit": "100", "starting_after": "cus_2"})
-    api.get(f"{API}/customers", json=page(["cus_1", "cus_2"], True), match=[first])
-    api.get(f"{API}/customers", json=page(["cus_3"], False), match=[second])
+def test_lists_are_read_to_their_end(api: responses.RequestsMock) -> None:
+    for ids, more, after in ((["cus_1", "cus_2"], True, {}), (["cus_3"], False, {"starting_after": "cus_2"})):
+        page = {"object": "list", "url": "/v1/customers", "has_more": more}
+        page["data"] = [{"id": id, "object": "customer"} for id in ids]
+        match = responses.matchers.query_param_matcher({"limit": "100", **after})
+        api.get(f"{API}/customers", json=page, match=[match])
     assert [found["id"] for found in gateway().list_customers()] == ["cus_1", "cus_2", "cus_3"]
 
 
-def test_a_lost_answer_leaves_the_customer_to_be_found_by_our_id(api: Any) -> None:
-    others = [
-        {"id": f"cus_{n}", "object": "customer", "metadata": {"customer_id": f"cust_{n}"}} for n in range(3)
-    ]
-    bare = {"id": "cus_x", "object": "customer", "metadata": {}}
-    api.get(f"{API}/customers", json={"object": "list", "data": [bare, *others], "has_more": False})
-    assert gateway().find_customers("cust_2", "a@example.com") == ["cus_2"]
-    assert gateway().find_customers("cust_9", "a@example.com") == []
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            {"account": "acct_other"},
+            "the key is of account acct_other, test mode, but this database is for acct_",
+        ),
+        ({"revoked": True}, "Stripe refuses this key: Expired API Key provided"),
+        ({"without": ["customer_write"]}, "Having the 'rak_customer_write' permission would allow"),
+        ({"without": ["accounts_kyc_basic_read"]}, "Having the 'rak_accounts_kyc_basic_read' permission"),
+    ],
+)
+def test_a_key_that_may_not_is_503_by_its_settings_name(
+    sandbox: Sandbox, stripe_environ: dict[str, str], make_app: Any, key: dict[str, Any], said: str
+) -> None:
+    stripe_environ["STRIPE_WEBHOOK_SECRET"] = ""
+    assert make_app().test_cli_runner().invoke(args=["stripe", "setup"]).exit_code == 0
+    sandbox.add_key("rk_test_another", **key)
+    other: Flask = make_app(STRIPE_SECRET_KEY="rk_test_another")
+    with other.app_context(), pytest.raises(Unavailable) as caught:
+        from app.extensions import stripe as asked
 
-
-@pytest.mark.parametrize(("key", "live"), [("sk_test_1", False), ("sk_live_1", True), ("rk_live_1", True)])
-def test_the_mode_is_the_keys(key: str, live: bool) -> None:
-    assert gateway(STRIPE_SECRET_KEY=key).livemode is live
+        asked.create_customer("cust_abcdefghijkl", "a@example.com", None, "k")
+    assert caught.value.message.startswith("STRIPE_SECRET_KEY: ")
+    assert said in caught.value.message
+    assert sandbox.every("customer") == []
 
 
 # Rows
 
 
 def price(id: str = "price_1", lookup_key: str | None = "zemfyre_starter", **metadata: str) -> dict[str, Any]:
-    return {"id": id, "lookup_key": lookup_key, "metadata": metadata}
-
-
-def item(sold: dict[str, Any], start: int = T0, end: int = T0 + 100) -> dict[str, Any]:
-    return {"id": f"si_{sold['id']}", "price": sold, "current_period_start": start, "current_period_end": end}
-
-
-def subscription(*items: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    recurring = {"interval": "month"}
     return {
-        "id": "sub_1", "customer": "cus_1", "status": "active", "created": T0, "ended_at": None,
-        "trial_end": None, "cancel_at": None, "cancel_at_period_end": False,
-        "items": {"data": list(items) or [item(price())]},
-        **fields,
+        "id": id, "lookup_key": lookup_key, "metadata": metadata, "recurring": recurring, "unit_amount": 2900,
+        "currency": "usd",
     }  # fmt: skip
 
 
-def at(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def test_the_row_of_an_ordinary_subscription() -> None:
-    assert gateway().subscription_row(subscription()) == {
-        "subscription_id": "sub_1",
-        "stripe_subscription_id": "sub_1",
-        "stripe_customer_id": "cus_1",
-        "stripe_price_id": "price_1",
-        "plan": "starter",
-        "status": "active",
-        "paid": True,
-        "trial_ends_at": None,
-        "current_period_starts_at": at(T0),
-        "current_period_ends_at": at(T0 + 100),
-        "cancel_at_period_end": False,
-        "cancel_at": None,
-        "ended_at": None,
-        "created_at": at(T0),
+def item(sold: dict[str, Any], start: int = T0, quantity: int = 1) -> dict[str, Any]:
+    return {
+        "price": sold,
+        "current_period_start": start,
+        "current_period_end": start + 100,
+        "quantity": quantity,
     }
 
 
-def test_the_period_is_the_items_even_if_one_stands_on_top() -> None:
-    row = gateway().subscription_row(subscription(item(price()), current_period_end=T0 + 7))
-    assert row["current_period_ends_at"] == at(T0 + 100)
+def row(*items: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    found = {
+        "id": "sub_1", "customer": "cus_1", "status": "active", "created": T0, "trial_end": None,
+        "items": {"data": list(items) or [item(price())]}, **fields,
+    }  # fmt: skip
+    return subscription_row(found, lambda sold: plan_of_price(sold, {"price_e": "enterprise"}) or "unknown")
 
 
-def test_a_portal_cancellation_sets_only_cancel_at() -> None:
-    row = gateway().subscription_row(subscription(cancel_at=T0 + 100))
-    assert (row["cancel_at"], row["cancel_at_period_end"]) == (at(T0 + 100), False)
-
-
-def test_an_expanded_customer_is_read_too() -> None:
-    row = gateway().subscription_row(subscription(customer={"id": "cus_7", "object": "customer"}))
-    assert row["stripe_customer_id"] == "cus_7"
+def test_the_row_of_an_ordinary_subscription() -> None:
+    assert row(item(price(), quantity=3), customer={"id": "cus_7"}, cancel_at=T0 + 100) == {
+        "subscription_id": "sub_1", "stripe_subscription_id": "sub_1", "stripe_customer_id": "cus_7",
+        "stripe_price_id": "price_1", "plan": "starter", "billing_interval": "month", "unit_amount": 2900,
+        "amount": 8700, "currency": "usd", "status": "active", "paid": True, "trial_ends_at": None,
+        "current_period_starts_at": as_time(T0), "current_period_ends_at": as_time(T0 + 100),
+        "cancel_at_period_end": False, "cancel_at": as_time(T0 + 100), "ended_at": None,
+        "created_at": as_time(T0), "details": {},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("sold", "plan"),
     [
-        (price(lookup_key="zemfyre_professional"), "professional"),
+        (price(lookup_key="zemfyre_professional_year"), "professional"),
         (price(lookup_key=None, zemfyre_plan="starter"), "starter"),
-        (price("price_e", lookup_key=None), "enterprise"),
         (price("price_e", lookup_key="zemfyre_starter"), "enterprise"),
-        (price(lookup_key=None), "unknown"),
         (price(lookup_key="zemfyre_gold"), "unknown"),
         (price(lookup_key=None, zemfyre_plan="trial"), "unknown"),
-        (price(lookup_key=None, zemfyre_plan="unknown"), "unknown"),
     ],
 )
 def test_the_plan_is_the_prices(sold: dict[str, Any], plan: str) -> None:
-    """By configured id, then lookup key, then the metadata that stays when the key moves on."""
-    row = gateway(STRIPE_PRICE_ENTERPRISE="price_e").subscription_row(subscription(item(sold)))
-    assert (row["plan"], row["stripe_price_id"]) == (plan, sold["id"])
+    assert row(item(sold))["plan"] == plan
 
 
-def test_of_several_items_the_best_plan_counts() -> None:
-    items = [
-        item(price("price_addon", None)),
-        item(price("price_p", "zemfyre_professional"), end=T0 + 50),
-        item(price("price_s")),
-    ]
-    row = gateway().subscription_row(subscription(*items))
-    assert (row["plan"], row["stripe_price_id"]) == ("professional", "price_p")
-    assert row["current_period_ends_at"] == at(T0 + 50)
-
-
-def test_an_upgrade_changes_the_item_that_counts(api: Any) -> None:
-    found = subscription(item(price("price_addon", None)), item(price("price_s")))
-    api.get(f"{API}/subscriptions/sub_1", json={"object": "subscription", **found})
-    api.post(f"{API}/subscriptions/sub_1", json={"object": "subscription", **found})
-    gateway().change_price("sub_1", "price_2", "k")
-    sent = requests.utils.unquote(api.calls[1].request.body)
-    assert "items[0][id]=si_price_s&items[0][price]=price_2" in sent
-    assert "payment_behavior=error_if_incomplete" in sent
-
-
-def test_a_status_never_heard_of_is_kept_as_it_is() -> None:
-    assert gateway().subscription_row(subscription(status="frozen"))["status"] == "frozen"
+def test_the_best_plan_counts_and_quantity_0_sells_nothing() -> None:
+    pro, odd = price("price_p", "zemfyre_professional"), price("price_x", None)
+    assert row(item(odd), item(pro), item(price()))["stripe_price_id"] == "price_p"
+    assert row(item(pro, quantity=0), item(price()))["plan"] == "starter"
+    assert row(item(pro, quantity=0))["plan"] not in PLANS
 
 
 @pytest.mark.parametrize(
     ("fields", "start", "paid"),
     [
-        ({"status": "active"}, T0, True),
         ({"status": "past_due"}, T0, True),
-        ({"status": "paused"}, T0, True),
         ({"status": "incomplete"}, T0, False),
-        ({"status": "incomplete_expired"}, T0, False),
         ({"status": "trialing", "trial_end": T0 + 50}, T0, False),
         ({"status": "active", "trial_end": T0 + 50}, T0 + 50, True),
-        ({"status": "canceled", "trial_end": T0 + 50, "ended_at": T0 + 20}, T0, False),
-        ({"status": "canceled", "trial_end": T0 + 50, "ended_at": T0 + 50}, T0, False),
-        ({"status": "canceled", "trial_end": T0 + 50, "ended_at": T0 + 70}, T0 + 50, True),
-        ({"status": "paused", "trial_end": T0 + 50}, T0, False),
+        ({"status": "canceled", "trial_end": T0 + 50}, T0, False),
+        ({"collection_method": "send_invoice", "latest_invoice": "in_1"}, T0, False),
     ],
 )
 def test_paid_is_read_from_the_state_alone(fields: dict[str, Any], start: int, paid: bool) -> None:
-    found = subscription(item(price(), start=start, end=start + 100), **fields)
-    assert gateway().subscription_row(found)["paid"] is paid
+    assert row(item(price(), start=start), **fields)["paid"] is paid
+
+
+def test_what_operators_are_shown_beside_the_state() -> None:
+    invoice = {
+        "id": "in_1", "status": "open", "hosted_invoice_url": "https://pay", "amount_due": 5, "currency": "usd",
+        "next_payment_attempt": T0,
+    }  # fmt: skip
+    phases = [{"start_date": T0, "items": []}, {"start_date": T0 + 9, "items": [{"price": "price_e"}]}]
+    schedule = {"current_phase": {"start_date": T0, "end_date": T0 + 9}, "phases": phases}
+    paused = {"behavior": "void", "resumes_at": None}
+    assert row(latest_invoice=invoice, schedule=schedule, pause_collection=paused)["details"] == {
+        "pauseCollection": {"behavior": "void", "resumesAt": None},
+        "scheduledChange": {"price": "price_e", "plan": "enterprise", "at": "2026-09-21T14:13:29Z"},
+        "unpaidInvoice": {
+            "id": "in_1", "url": "https://pay", "amountDue": 5, "currency": "usd",
+            "nextPaymentAttemptAt": "2026-09-21T14:13:20Z",
+        },
+    }  # fmt: skip
 
 
 # The bulkhead
 
 
-def test_surplus_calls_are_sent_away_at_once_and_the_rest_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_web_requests_call_two_wait_and_the_next_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, api: responses.RequestsMock
+) -> None:
     monkeypatch.setattr(module, "QUEUE_SECONDS", 0.05)
-    stripe_ = gateway(STRIPE_MAX_CONCURRENCY="2")
+    asked, web = gateway(), Flask("web")
     release, inside = threading.Event(), threading.Semaphore(0)
 
-    def hold() -> None:
-        with stripe_.slot(), stripe_.slot():
+    def occupy() -> None:
+        with web.test_request_context(), asked.slot(), asked.slot():
             inside.release()
             release.wait(10)
 
-    with ThreadPoolExecutor(2) as pool:
-        held = [pool.submit(hold) for _ in range(2)]
-        for _ in held:
-            inside.acquire(timeout=10)
-        with pytest.raises(Unavailable, match="slow") as caught, stripe_.slot():
+    with asked.slot(), ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(occupy) for _ in range(2)]
+        for _ in running:
+            assert inside.acquire(timeout=10)
+        with web.test_request_context(), pytest.raises(Unavailable, match="slow"), asked.slot():
             pass
-        assert caught.value.headers["Retry-After"].isdigit()
         release.set()
-        for one in held:
+        for one in running:
             one.result(10)
     for _ in range(5):
-        with stripe_.slot():
-            pass
+        with web.test_request_context(), pytest.raises(ZeroDivisionError), asked.slot():
+            raise ZeroDivisionError  # a place is given back whatever happens
 
 
-def test_a_failure_inside_gives_the_slot_back() -> None:
-    stripe_ = gateway(STRIPE_MAX_CONCURRENCY="1")
+def test_the_console_stays_below_the_rate(
+    monkeypatch: pytest.MonkeyPatch, api: responses.RequestsMock
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    api.get(f"{API}/customers/cus_1", json={"id": "cus_1", "object": "customer"})
+    asked = gateway(STRIPE_RATE="1")
     for _ in range(3):
-        with pytest.raises(RuntimeError), stripe_.slot():
-            raise RuntimeError
-    free = []
-    with stripe_.slot():
-        free.append(True)
-    assert free == [True]
+        asked.retrieve_customer("cus_1")
+    assert [round(wait) for wait in waits] == [0, 1, 2, 3]

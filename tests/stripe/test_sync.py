@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from flask import Flask
 
 import app.services.stripe_setup as setup
-from app.errors import StripeFailed
-from app.stripe_gateway import WEBHOOK_EVENTS, StripeGateway
+from app.stripe_objects import WEBHOOK_EVENTS
+from tests.conftest import ADMIN
 from tests.shop import Shop
 from tests.stripe_sandbox import Sandbox, billing, shapes
 
@@ -17,13 +18,20 @@ Console = Callable[..., Any]
 Sql = Callable[..., list[dict[str, Any]]]
 
 
-def deaf(shop: Shop) -> None:
-    """Every waiting event is lost."""
+def lose_events(shop: Shop) -> None:
     shop.sandbox.webhooks.clear()
 
 
-def found(result: Any) -> list[dict[str, Any]]:
-    return list(json.loads(result.stdout))
+def report(result: Any) -> dict[str, Any]:
+    return dict(json.loads(result.stdout))
+
+
+def env(result: Any) -> dict[str, str]:
+    return dict(json.loads(result.stdout)["env"])
+
+
+def differences(result: Any) -> list[dict[str, Any]]:
+    return list(report(result)["differences"])
 
 
 # Sync
@@ -42,7 +50,7 @@ def test_paying_but_not_licensed(shop: Shop, console: Console, sql: Sql) -> None
     subscription_id = shop.sandbox.pay(shop.checkout(customer_id, "professional")["sessionId"])[
         "subscription"
     ]
-    deaf(shop)
+    lose_events(shop)
     dry = console("stripe", "sync", "--dry-run")
     assert dry.exit_code == 1
     assert f"{customer_id}  {subscription_id}: missing → professional active" in dry.output
@@ -52,17 +60,17 @@ def test_paying_but_not_licensed(shop: Shop, console: Console, sql: Sql) -> None
     assert customer_id in mending.output
     assert shop.plan_and_status(customer_id) == ("professional", "active")
     assert console("stripe", "sync", "--dry-run").exit_code == 0
-    (line,) = sql("SELECT actor FROM audit_log WHERE action = 'subscription.sync'")
+    (line,) = sql("SELECT actor FROM audit_log WHERE subject = %(id)s", id=subscription_id)
     assert line["actor"].startswith("console:")
 
 
 def test_licensed_but_not_paying(shop: Shop, console: Console) -> None:
     customer_id, subscription_id = shop.subscribe("professional")
     shop.sandbox.cancel_subscription(subscription_id)
-    deaf(shop)
+    lose_events(shop)
     dry = console("stripe", "sync", "--dry-run", "--json")
     assert dry.exit_code == 1
-    assert {(d["customerId"], d["subject"]) for d in found(dry)} == {
+    assert {(d["customerId"], d["subject"]) for d in differences(dry)} == {
         (customer_id, f"{subscription_id} status"),
         (customer_id, f"{subscription_id} ended_at"),
     }
@@ -76,7 +84,7 @@ def test_a_customer_that_we_forgot_to_link(shop: Shop, console: Console, sql: Sq
     customer_id = shop.customer()
     shop.sandbox.pay(shop.checkout(customer_id)["sessionId"])
     stripe_id = shop.stripe_id(customer_id)
-    deaf(shop)
+    lose_events(shop)
     sql("UPDATE customers SET stripe_customer_id = NULL")
     chosen = ["--customer", customer_id] if only else []
     dry = console("stripe", "sync", "--dry-run", *chosen)
@@ -89,21 +97,6 @@ def test_a_customer_that_we_forgot_to_link(shop: Shop, console: Console, sql: Sq
     assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
-@pytest.mark.parametrize("only", [True, False])
-def test_a_live_row_that_stripe_lacks(shop: Shop, console: Console, sql: Sql, only: bool) -> None:
-    """As after a restore of the wrong account, or an edit by hand."""
-    customer_id, subscription_id = shop.subscribe("professional")
-    with shop.sandbox.world.transaction() as world:
-        del world.tables["subscription"][subscription_id]
-    chosen = ["--customer", customer_id] if only else []
-    dry = console("stripe", "sync", "--dry-run", *chosen)
-    assert (dry.exit_code, subscription_id in dry.output) == (1, True)
-    assert shop.plan_and_status(customer_id) == ("professional", "active")
-    assert console("stripe", "sync", *chosen).exit_code == 0
-    assert shop.plan_and_status(customer_id) == ("trial", "canceled")
-    assert console("stripe", "sync", "--dry-run").exit_code == 0
-
-
 def test_a_row_that_ended_here_but_lives_at_stripe(shop: Shop, console: Console, sql: Sql) -> None:
     customer_id, _ = shop.subscribe("professional")
     sql("UPDATE subscriptions SET status = 'canceled', ended_at = now() WHERE status = 'active'")
@@ -111,30 +104,6 @@ def test_a_row_that_ended_here_but_lives_at_stripe(shop: Shop, console: Console,
     assert console("stripe", "sync", "--dry-run").exit_code == 1
     assert console("stripe", "sync").exit_code == 0
     assert shop.plan_and_status(customer_id) == ("professional", "active")
-
-
-def test_one_that_cannot_be_mended_does_not_hold_up_the_others(
-    shop: Shop, console: Console, sql: Sql
-) -> None:
-    paying = [shop.subscribe("professional")[0] for _ in range(3)]
-    sql("UPDATE subscriptions SET status = 'canceled'")
-    failing = shop.stripe_id(paying[1])
-    list_subscriptions = StripeGateway.list_subscriptions
-
-    def but_one(gateway: StripeGateway, stripe_customer_id: str | None = None) -> Any:
-        if stripe_customer_id == failing:
-            raise StripeFailed("Stripe failed or did not answer. Try again.")
-        return list_subscriptions(gateway, stripe_customer_id)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StripeGateway, "list_subscriptions", but_one)
-        done = console("stripe", "sync", "--json")
-    assert done.exit_code == 1
-    assert {difference["customerId"] for difference in json.loads(done.stdout)} == {paying[0], paying[2]}
-    assert f"{paying[1]} could not be mended: Stripe failed" in done.stderr
-    assert [shop.plan_and_status(c)[0] for c in paying] == ["professional", "trial", "professional"]
-    assert console("stripe", "sync").exit_code == 0
-    assert shop.plan_and_status(paying[1])[0] == "professional"
 
 
 def test_every_field_that_counts_is_compared(shop: Shop, console: Console, sql: Sql) -> None:
@@ -145,7 +114,7 @@ def test_every_field_that_counts_is_compared(shop: Shop, console: Console, sql: 
         "current_period_ends_at = now()", "cancel_at_period_end = TRUE", "ended_at = now()",
     ):  # fmt: skip
         sql(f"UPDATE subscriptions SET {change} WHERE subscription_id = %(s)s", s=subscription_id)
-        (difference,) = found(console("stripe", "sync", "--json"))
+        (difference,) = differences(console("stripe", "sync", "--json"))
         assert (difference["customerId"], difference["subject"]) == (
             customer_id,
             f"{subscription_id} {change.partition(' ')[0]}",
@@ -161,7 +130,7 @@ def test_one_customer_only(shop: Shop, console: Console) -> None:
     (first, one), (second, two) = shop.subscribe(), shop.subscribe()
     shop.sandbox.cancel_subscription(one)
     shop.sandbox.cancel_subscription(two)
-    deaf(shop)
+    lose_events(shop)
     assert console("stripe", "sync", "--customer", first).exit_code == 0
     assert shop.plan_and_status(first) == ("trial", "canceled")
     assert shop.plan_and_status(second) == ("starter", "active")
@@ -176,57 +145,196 @@ def test_two_of_ours_claiming_one_of_stripes(shop: Shop, console: Console, sql: 
     with shop.sandbox.world.transaction() as world:
         world.get("customer", shop.stripe_id(owner))["metadata"]["customer_id"] = shop.customer()
     shop.sandbox.cancel_subscription(subscription_id)
-    deaf(shop)
+    lose_events(shop)
     assert console("stripe", "sync").exit_code == 0
     assert shop.plan_and_status(owner) == ("starter", "active")
     assert shop.plan_and_status(other) == ("trial", "canceled")
 
 
-def test_strangers_at_stripe_are_left_alone(shop: Shop, console: Console, sql: Sql) -> None:
-    stranger = shop.sandbox.world
-    with stranger.transaction() as world:
-        customer = world.add(shapes.customer(world.now(), {"email": "other@example.com"}))["id"]
-    shop.sandbox.create_subscription(customer, shop.prices["starter"])
-    result = console("stripe", "sync", "--dry-run")
-    assert (result.exit_code, sql("SELECT 1 FROM subscriptions")) == (0, [])
-
-
-def test_stripe_down_is_one_plain_line(shop: Shop, console: Console) -> None:
-    shop.subscribe()
-    shop.sandbox.faults.down = True
-    result = console("stripe", "sync")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: Stripe failed")
-    assert "Traceback" not in result.output
-
-
-def test_sync_goes_through_the_lists_by_the_hundred(shop: Shop, console: Console, sql: Sql) -> None:
-    """As many calls as there are pages, and one more customer asked for each one that differs."""
+@pytest.mark.parametrize("only", [True, False])
+def test_what_stripe_does_not_find_is_named_and_changes_nothing(
+    shop: Shop, console: Console, only: bool
+) -> None:
+    customer_id, subscription_id = shop.subscribe("professional")
     with shop.sandbox.world.transaction() as world:
-        ids = [
-            world.add(shapes.customer(world.now(), {"email": f"c{n}@example.com"}))["id"] for n in range(230)
-        ]
+        del world.tables["subscription"][subscription_id]
+    for _ in range(2):
+        result = console("stripe", "sync", *(["--customer", customer_id] if only else []))
+        assert result.exit_code == 1
+        assert (
+            f"{subscription_id} of {customer_id} is not found at Stripe; nothing was changed" in result.output
+        )
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+
+
+def test_a_customer_deleted_at_stripe_ends_what_it_had(shop: Shop, console: Console) -> None:
+    customer_id, _ = shop.subscribe("professional")
+    shop.sandbox.delete_customer(shop.stripe_id(customer_id))
+    lose_events(shop)
+    assert console("stripe", "sync").exit_code == 0
+    assert shop.plan_and_status(customer_id)[0] == "trial"
+    assert shop.get(f"/api/customers/{customer_id}")["stripeCustomerId"] is None
+    assert console("stripe", "sync", "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["sk_test_other", "sk_live_own"])
+def test_a_key_of_another_account_or_mode_changes_nothing(
+    shop: Shop, make_app: Callable[..., Flask], key: str
+) -> None:
+    customer_id, subscription_id = shop.subscribe("professional")
+    account = "acct_other" if key == "sk_test_other" else shop.sandbox.account
+    shop.sandbox.add_key(key, account=account, livemode="live" in key)
+    other = make_app(STRIPE_SECRET_KEY=key)
+    for command in ("sync", "setup"):
+        result = other.test_cli_runner().invoke(args=["stripe", command])
+        assert (result.exit_code, "STRIPE_SECRET_KEY: the key is of account" in result.output) == (1, True)
+    erased = other.test_cli_runner().invoke(args=["customer", "erase", "--id", customer_id, "--yes"])
+    assert (erased.exit_code, "STRIPE_SECRET_KEY" in erased.output) == (1, True)
+    changed = other.test_client().post(f"/api/subscriptions/{subscription_id}/cancel", headers=ADMIN)
+    assert (changed.status_code, "STRIPE_SECRET_KEY" in changed.json["message"]) == (503, True)
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    assert shop.app.test_cli_runner().invoke(args=["stripe", "sync", "--dry-run"]).exit_code == 0
+
+
+def test_payers_without_a_license_are_named_until_ignored(shop: Shop, console: Console) -> None:
+    linked = shop.customer()
+    shop.checkout(linked)
+    odd = shop.sandbox.create_price(5000)["id"]
+    support = shop.sandbox.create_subscription(shop.stripe_id(linked), odd)["id"]
+    payer = shop.sandbox.pay_link(shop.prices["starter"], "payer@example.com")["subscription"]
+    deliveries = shop.deliver()
+    assert {delivery.status for delivery in deliveries} == {200}
+    assert f"{payer}: cus_" in console("webhook", "list").output
+    for _ in range(2):
+        assert {found["id"] for found in report(console("stripe", "sync", "--json"))["payers"]} == {
+            support,
+            payer,
+        }
+    assert console("stripe", "sync", "--ignore", odd).exit_code == 1
+    assert console("stripe", "sync", "--ignore", payer).exit_code == 0
+    assert report(console("stripe", "sync", "--json"))["payers"] == []
+    assert shop.plan_and_status(linked) == ("trial", "trialing")
+
+
+def test_another_product_on_the_same_customer_is_left_alone(shop: Shop, console: Console, sql: Sql) -> None:
+    customer_id, own = shop.subscribe("starter")
+    support = shop.sandbox.create_subscription(
+        shop.stripe_id(customer_id), shop.sandbox.create_price(5000)["id"]
+    )
+    shop.deliver()
+    console("stripe", "sync")
+    assert [row["subscription_id"] for row in sql("SELECT * FROM subscriptions WHERE paid")] == [own]
+    assert console("customer", "deactivate", "--id", customer_id, "--yes").exit_code == 0
+    assert [sub["id"] for sub in shop.live()] == [support["id"]]
+    assert shop.act(support["id"], "cancel").status_code == 404
+
+
+@pytest.mark.parametrize("how", ["lookup key moves", "setting changes", "archived"])
+def test_a_plan_is_kept_when_its_price_changes(shop: Shop, make_app: Any, how: str) -> None:
+    own = shop.sandbox.create_price(4900, metadata={})["id"]
+    if how != "setting changes":
+        with shop.sandbox.world.transaction() as world:
+            world.get("price", own)["lookup_key"] = "zemfyre_enterprise"
+        customer_id, _ = shop.subscribe("enterprise")
+        with shop.sandbox.world.transaction() as world:
+            world.get("price", own).update(lookup_key=None, active=how != "archived")
+    else:
+        pinned = Shop(make_app(STRIPE_PRICE_ENTERPRISE=own), shop.sandbox)
+        customer_id, _ = pinned.subscribe("enterprise")
+    shop.sandbox.advance(days=32)
+    shop.sandbox.advance(hours=1)
+    shop.deliver()
+    assert shop.app.test_cli_runner().invoke(args=["stripe", "sync"]).exit_code == 0
+    assert shop.plan_and_status(customer_id) == ("enterprise", "active")
+
+
+def test_an_invoice_that_was_sent_and_not_paid_is_no_payment(shop: Shop, console: Console, sql: Sql) -> None:
+    customer_id = shop.customer()
+    shop.checkout(customer_id)
+    sent = {"collection_method": "send_invoice", "days_until_due": 30}
+    shop.sandbox.create_subscription(shop.stripe_id(customer_id), shop.prices["starter"], **sent)
+    shop.sandbox.advance(hours=1)
+    assert console("stripe", "sync").exit_code == 0
+    (row,) = sql("SELECT paid, details FROM subscriptions WHERE status = 'active'")
+    assert (row["paid"], row["details"]["unpaidInvoice"]["amountDue"]) == (False, 2900)
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def test_a_subscription_under_a_test_clock_is_found_by_its_id(shop: Shop, console: Console, sql: Sql) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    with shop.sandbox.world.transaction() as world:
+        for kind, id in (("customer", shop.stripe_id(customer_id)), ("subscription", subscription_id)):
+            world.get(kind, id)["test_clock"] = "clock_1"
+    assert console("stripe", "sync").exit_code == 0
+    sql("UPDATE subscriptions SET status = 'past_due' WHERE paid")
+    assert console("stripe", "sync").exit_code == 0
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+
+
+def many(shop: Shop, sql: Sql, count: int) -> None:
+    """Customers who pay at Stripe, of which the database knows nothing yet."""
+    with shop.sandbox.world.transaction() as world:
         price = billing.recurring_price(world, shop.prices["starter"], "price")
+        ids = [
+            world.add(shapes.customer(world.now(), {"email": f"c{n}@x.example"}))["id"] for n in range(count)
+        ]
         for stripe_id in ids:
             world.cards[stripe_id] = "ok"
             billing.create(world, stripe_id, [(price, 1)])
     sql(
         """
         INSERT INTO customers (customer_id, email, stripe_customer_id)
-        SELECT 'cust_' || LPAD(n::TEXT, 12, '0'), n || '@example.com', (%(ids)s::TEXT[])[n]
-          FROM GENERATE_SERIES(1, 230) AS n
+        SELECT 'cust_' || LPAD(n::TEXT, 12, '0'), n || '@x.example', (%(ids)s::TEXT[])[n]
+          FROM GENERATE_SERIES(1, %(count)s) AS n
         """,
         ids=ids,
+        count=count,
     )
-    deaf(shop)
-    assert len(found(console("stripe", "sync", "--json"))) == 230
+    lose_events(shop)
+
+
+def test_sync_reads_lists_by_the_hundred_and_mends_customers_of_a_page_together(
+    shop: Shop, console: Console, sql: Sql
+) -> None:
+    many(shop, sql, 230)
+    mended = report(console("stripe", "sync", "--json"))
+    assert (len(mended["differences"]), mended["failed"]) == (230, [])
+    assert len(shop.sandbox.requests) < 30
+    licensed = "SELECT COUNT(*) AS n FROM licenses WHERE plan = 'starter' AND superseded_at IS NULL"
+    assert sql(licensed) == [{"n": 230}]
     shop.sandbox.requests.clear()
     assert console("stripe", "sync", "--dry-run").exit_code == 0
     lists = [("GET", "/v1/customers")] * 3 + [("GET", "/v1/subscriptions")] * 3
     assert [(r.method, r.path) for r in shop.sandbox.requests] == lists
-    assert sql("SELECT COUNT(*) AS n FROM subscriptions WHERE plan = 'starter' AND status = 'active'") == [
-        {"n": 230}
-    ]
+
+
+def test_one_that_cannot_be_mended_does_not_keep_the_others_from_it(
+    shop: Shop, console: Console, sql: Sql, app: Flask
+) -> None:
+    many(shop, sql, 5)
+    locked = "cust_000000000003"
+    with app.app_context():
+        with app.extensions["billing.db"].transaction() as cur:
+            cur.execute("SELECT 1 FROM customers WHERE customer_id = %(id)s FOR UPDATE", {"id": locked})
+            result = run_in_thread(console, "stripe", "sync", "--json")
+    assert result.exit_code == 1
+    assert [failed["id"] for failed in report(result)["failed"]] == [locked]
+    assert sql("SELECT COUNT(*) AS n FROM subscriptions") == [{"n": 4}]
+    assert console("stripe", "sync").exit_code == 0
+    assert sql("SELECT COUNT(*) AS n FROM subscriptions") == [{"n": 5}]
+
+
+def run_in_thread(console: Console, *args: str) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(console, *args).result()
+
+
+def test_stripe_down_is_one_plain_line(shop: Shop, console: Console) -> None:
+    shop.sandbox.faults.down = True
+    result = console("stripe", "sync")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: Stripe did not answer")
+    assert result.stderr.count("\n") == 1
 
 
 # Setup
@@ -237,36 +345,42 @@ def test_setup_makes_everything_once(
 ) -> None:
     hook = "https://billing.example.com/webhooks/stripe"
     first = console("stripe", "setup", "--webhook-url", hook)
-    assert first.exit_code == 0
     lines = dict(line.split("=", 1) for line in first.stdout.splitlines())
-    assert lines.keys() == {"STRIPE_PRICE_STARTER", "STRIPE_PRICE_PROFESSIONAL", "STRIPE_WEBHOOK_SECRET"}
+    names = ["STARTER", "STARTER_YEAR", "PROFESSIONAL", "PROFESSIONAL_YEAR"]
+    assert list(lines) == [*(f"STRIPE_PRICE_{name}" for name in names), "STRIPE_WEBHOOK_SECRET"]
     assert lines["STRIPE_WEBHOOK_SECRET"].startswith("whsec_")
     assert "zemfyre_enterprise" in first.stderr
     prices = {price["lookup_key"]: price for price in sandbox.every("price")}
-    assert {key: price["unit_amount"] for key, price in prices.items()} == {
-        "zemfyre_starter": 2900,
-        "zemfyre_professional": 9900,
+    assert {key: (p["unit_amount"], p["recurring"]["interval"]) for key, p in prices.items()} == {
+        "zemfyre_starter": (2900, "month"),
+        "zemfyre_starter_year": (29000, "year"),
+        "zemfyre_professional": (9900, "month"),
+        "zemfyre_professional_year": (99000, "year"),
     }
-    assert prices["zemfyre_starter"]["id"] == lines["STRIPE_PRICE_STARTER"]
     (endpoint,) = sandbox.every("webhook_endpoint")
     assert (endpoint["url"], set(endpoint["enabled_events"])) == (hook, set(WEBHOOK_EVENTS))
     second = console("stripe", "setup", "--webhook-url", hook)
-    assert second.exit_code == 0
-    assert dict(line.split("=", 1) for line in second.stdout.splitlines()) == {
-        name: value for name, value in lines.items() if "PRICE" in name
-    }
-    assert "exists" in second.stderr
-    assert [len(sandbox.every(kind)) for kind in ("product", "price", "webhook_endpoint")] == [2, 2, 1]
+    assert (second.exit_code, "exists" in second.stderr) == (0, True)
+    again = dict(line.split("=", 1) for line in second.stdout.splitlines())
+    assert again == {name: value for name, value in lines.items() if "PRICE" in name}
+    assert [len(sandbox.every(kind)) for kind in ("product", "price", "webhook_endpoint")] == [2, 4, 1]
+
+
+def test_setup_sets_the_tax_behavior_on_prices_made_before_too(shop: Shop, make_app: Any) -> None:
+    assert {price["tax_behavior"] for price in shop.sandbox.every("price")} == {"unspecified"}
+    for _ in range(2):
+        assert make_app(STRIPE_TAX="on").test_cli_runner().invoke(args=["stripe", "setup"]).exit_code == 0
+    assert {price["tax_behavior"] for price in shop.sandbox.every("price")} == {"exclusive"}
 
 
 def test_an_archived_price_is_replaced(shop: Shop, console: Console) -> None:
     with shop.sandbox.world.transaction() as world:
         world.get("price", shop.prices["starter"])["active"] = False
-    result = json.loads(console("stripe", "setup", "--json").stdout)
+    result = env(console("stripe", "setup", "--json"))
     assert result["STRIPE_PRICE_STARTER"] != shop.prices["starter"]
     assert result["STRIPE_PRICE_PROFESSIONAL"] == shop.prices["professional"]
     assert shop.sandbox.get("price", result["STRIPE_PRICE_STARTER"])["active"] is True
-    assert json.loads(console("stripe", "setup", "--json").stdout) == result
+    assert env(console("stripe", "setup", "--json")) == result
 
 
 def test_a_configured_price_is_kept_while_it_is_sold(
@@ -276,9 +390,10 @@ def test_a_configured_price_is_kept_while_it_is_sold(
     runner = make_app(
         STRIPE_PRICE_STARTER=own, STRIPE_PRICE_PROFESSIONAL="price_of_another_account"
     ).test_cli_runner()
-    result = json.loads(runner.invoke(args=["stripe", "setup", "--json"]).stdout)
-    assert result == {"STRIPE_PRICE_STARTER": own, "STRIPE_PRICE_PROFESSIONAL": shop.prices["professional"]}
-    assert len(sandbox.every("price")) == 3
+    result = env(runner.invoke(args=["stripe", "setup", "--json"]))
+    assert result["STRIPE_PRICE_STARTER"] == own
+    assert result["STRIPE_PRICE_PROFESSIONAL"] == shop.prices["professional"]
+    assert len(sandbox.every("price")) == 5
 
 
 def test_setup_goes_on_where_it_was_stopped(
@@ -287,20 +402,20 @@ def test_setup_goes_on_where_it_was_stopped(
     sandbox.faults.fail_next(1, 429, path="/prices", method="POST")
     assert console("stripe", "setup").exit_code == 1
     assert console("stripe", "setup").exit_code == 0
-    assert [len(sandbox.every(kind)) for kind in ("product", "price")] == [2, 2]
+    assert [len(sandbox.every(kind)) for kind in ("product", "price")] == [2, 4]
 
 
 def test_an_endpoint_made_again_after_it_was_deleted(
     shop: Shop, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = "https://billing.example.com/webhooks/stripe"
-    made = json.loads(console("stripe", "setup", "--json", "--webhook-url", hook).stdout)
+    made = env(console("stripe", "setup", "--json", "--webhook-url", hook))
     with shop.sandbox.world.transaction() as world:
         for endpoint in world.every("webhook_endpoint"):
             endpoint["deleted"] = True
     later = setup.now()
     monkeypatch.setattr(setup, "now", lambda: later.replace(year=later.year + 1))
-    again = json.loads(console("stripe", "setup", "--json", "--webhook-url", hook).stdout)
+    again = env(console("stripe", "setup", "--json", "--webhook-url", hook))
     assert again["STRIPE_WEBHOOK_SECRET"] != made["STRIPE_WEBHOOK_SECRET"]
     assert len(shop.sandbox.every("webhook_endpoint")) == 1
 
@@ -319,9 +434,7 @@ def test_a_webhook_made_by_setup_is_heard(
     shop: Shop, make_app: Callable[..., Flask], console: Console
 ) -> None:
     hook = "http://other.test/webhooks/stripe"
-    secret = json.loads(console("stripe", "setup", "--json", "--webhook-url", hook).stdout)[
-        "STRIPE_WEBHOOK_SECRET"
-    ]
+    secret = env(console("stripe", "setup", "--json", "--webhook-url", hook))["STRIPE_WEBHOOK_SECRET"]
     configured = make_app(STRIPE_WEBHOOK_SECRET=secret).test_client()
     customer_id = shop.customer()
     shop.sandbox.pay(shop.checkout(customer_id)["sessionId"])

@@ -4,8 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -22,11 +20,11 @@ ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["gr
 KUBERNETES = "1.33"
 
 
-def documents(path: Path) -> list[dict[str, Any]]:
+def documents(path):
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
-def pods() -> list[dict[str, Any]]:
+def pods():
     """The pod specs of everything that runs something."""
     found = [document for path in MANIFESTS for document in documents(path)]
     return [d["spec"]["template"]["spec"] for d in found if "template" in d["spec"]]
@@ -36,7 +34,7 @@ def pods() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def metrics(client) -> set[str]:
+def metrics(client):
     """Every metric name that /metrics can show."""
     names = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", client.get("/metrics").text, re.MULTILINE):
@@ -84,7 +82,7 @@ def test_the_dashboards_panels_do_not_lie_on_each_other():
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifests_fit_the_api_of_a_cluster(path: Path):
+def test_manifests_fit_the_api_of_a_cluster(path):
     for document in documents(path):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
@@ -135,7 +133,7 @@ def test_probes_ask_routes_that_exist_and_stopping_has_time_enough(client):
 # What stands in front
 
 
-def gunicorn_settings() -> dict[str, int]:
+def gunicorn_settings():
     """The numbers that gunicorn.conf.py sets."""
     found = re.findall(r"^(\w+) = (\d+)\b", (ROOT / "gunicorn.conf.py").read_text(), re.MULTILINE)
     return {name: int(number) for name, number in found}
@@ -167,7 +165,7 @@ def test_systemd_keeps_the_port_and_waits_for_requests_under_way():
 # Image and compose
 
 
-def copied() -> list[str]:
+def copied():
     """What the Dockerfile takes from this folder into the image."""
     lines = re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
@@ -198,7 +196,7 @@ def test_the_health_check_of_the_image_passes_and_fails(serve):
     )
     check = [sys.executable, *command[1:]]
 
-    def passes() -> bool:
+    def passes():
         done = subprocess.run(check, env={"PORT": str(server.port)}, capture_output=True, check=False)
         return done.returncode == 0
 

@@ -1,9 +1,5 @@
 """Answers are written in one pass; what comes out is what marshmallow itself would write."""
 
-from typing import Any
-
-from flask import Flask
-from flask.testing import FlaskClient
 from marshmallow import Schema
 
 from app.queries import licenses
@@ -15,11 +11,11 @@ from tests.conftest import ADMIN
 from tests.factories import make_customer
 
 
-def same(schema: Schema, value: Any) -> bool:
+def same(schema, value):
     return bool(schema.dump(value) == Schema.dump(schema, value))
 
 
-def test_the_same_as_marshmallow(app: Flask, client: FlaskClient) -> None:
+def test_the_same_as_marshmallow(app, client):
     made = [make_customer(client, plan=plan)["customerId"] for plan in ("starter", "enterprise")]
     with app.app_context():
         rows = [describe_one(customer_id) for customer_id in made]
@@ -42,7 +38,7 @@ def test_the_same_as_marshmallow(app: Flask, client: FlaskClient) -> None:
     )
 
 
-def test_what_is_absent_stays_absent(client: FlaskClient) -> None:
+def test_what_is_absent_stays_absent(client):
     made = make_customer(client)
     answer = client.post(f"/api/licenses/{made['customerId']}/revoke", headers=ADMIN)
     assert set(answer.json) == {"customerId", "revoked", "revokedAt", "reason"}
