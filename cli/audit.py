@@ -11,7 +11,6 @@ from app.queries import audit as audit_rows
 from cli.output import Answer, Column, Group, Table, customer_argument, local_time
 
 audit = Group("audit")
-UNREADABLE = frozenset({"updated_at", "token"})
 
 
 @audit.command("list")
@@ -44,11 +43,13 @@ def list_audit(customer_id: str | None, limit: int) -> Answer:
 
 
 def changes(row: Row) -> Iterator[str]:
-    """`plan: starter → professional`: the fields that differ; of what is new those that say something."""
+    """`plan: starter → professional` for what differs; of a new row what says more than that it is there."""
     before: dict[str, Any] = row["before"] or {}
     after: dict[str, Any] = row["after"] or {}
     for name in [*after, *(name for name in before if name not in after)]:
         old, new = before.get(name), after.get(name)
-        if old == new or name in UNREADABLE:
-            continue
-        yield f"{name}: {new}" if old is None else f"{name}: {old} → {'-' if new is None else new}"
+        if row["before"] is None:
+            if not name.endswith(("_id", "_at")) and new not in (None, False):
+                yield f"{name}: {new}"
+        elif old != new:
+            yield f"{name}: {'-' if old is None else old} → {'-' if new is None else new}"
