@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 is_reload = "wsgi" in sys.modules
@@ -28,8 +29,9 @@ from flask import Flask
 from prometheus_client import multiprocess
 
 import wsgi
-from app import create_app
+from app import create_app, migrations
 from app.config import KEEP_ALIVE_SECONDS, ConfigError, Settings, require_admin_key
+from app.errors import Unavailable
 
 
 def checked_settings(app: Flask) -> Settings:
@@ -94,6 +96,11 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     server.log.info("slow clients occupy threads: put a proxy that buffers requests in front (deploy/nginx)")
+    database = wsgi.app.extensions["billing.db"]
+    with suppress(Unavailable), wsgi.app.app_context():
+        if role := migrations.superuser(database):
+            server.log.warning("DATABASE_URL: the role %s is a superuser; the service needs none", role)
+    database.close()  # the workers that are forked from here on open their own
 
 
 def child_exit(server: Any, worker: Any) -> None:
