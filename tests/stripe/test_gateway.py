@@ -1,4 +1,4 @@
-"""The module that talks to Stripe: errors, keys, retries, the account, the bulkhead, and rows made of its answers."""
+"""The module that talks to Stripe: errors, keys, retries, the account, the bulkhead; rows of its answers."""
 
 import inspect
 import threading
@@ -291,8 +291,8 @@ def test_paid_is_read_from_the_state_alone(fields: dict[str, Any], start: int, p
 
 def test_what_operators_are_shown_beside_the_state() -> None:
     invoice = {
-        "id": "in_1", "status": "open", "hosted_invoice_url": "https://pay", "amount_due": 5, "currency": "usd",
-        "next_payment_attempt": T0,
+        "id": "in_1", "status": "open", "hosted_invoice_url": "https://pay", "amount_due": 5,
+        "currency": "usd", "next_payment_attempt": T0,
     }  # fmt: skip
     phases = [{"start_date": T0, "items": []}, {"start_date": T0 + 9, "items": [{"price": "price_e"}]}]
     schedule = {"current_phase": {"start_date": T0, "end_date": T0 + 9}, "phases": phases}
