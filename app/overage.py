@@ -48,7 +48,7 @@ class Bill:
         parts = [f"{quantity} at {price}¢" for price, quantity in sorted(self.quantities.items())]
         prices = f" ({', '.join(parts)})" if len(parts) > 1 else ""
         return (
-            f"Overage {self.first_day} to {self.last_day}: {self.device_days} device-days "
+            f"Extra devices {self.first_day} to {self.last_day}: {self.device_days} device-days "
             f"above the included devices{prices}"
         )
 

@@ -140,6 +140,18 @@ def test_the_renewal_carries_one_line(shop_over: Overage):
     ]
 
 
+def test_several_workers_at_once_make_one_line(shop_over: Overage):
+    over = shop_over
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.to_period_end()
+    events = list(over.sandbox.webhooks.pending)
+    over.sandbox.webhooks.deliver_parallel(events, [HOOK])
+    over.shop.deliver()
+    assert over.lines() == [("draft", 5, 50)]
+    assert len([r for r in over.sandbox.requests if (r.method, r.path) == ("POST", "/v1/invoiceitems")]) == 1
+
+
 def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(shop_over: Overage):
     over = shop_over
     customer_id, _ = over.subscriber()

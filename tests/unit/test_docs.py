@@ -30,7 +30,8 @@ def test_commands_and_their_options_exist(app, page):
         found = app.cli.commands[group].load()
         assert isinstance(found, click.Group)
         assert command in found.commands, f"flask {group} {command}"
-        known = {option for param in found.commands[command].params for option in param.opts} | {"--help"}
+        params = found.commands[command].params
+        known = {option for param in params for option in (*param.opts, *param.secondary_opts)} | {"--help"}
         for option in re.findall(r"(?<!\S)--[a-z-]+", rest.partition(" && ")[0].partition(" | ")[0]):
             assert option in known, f"flask {group} {command} {option}"
 

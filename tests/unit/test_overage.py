@@ -29,7 +29,7 @@ def test_days_of_one_price_are_a_quantity():
     params = bill.item_params("cus_1", "usd")
     assert (params["quantity"], params["unit_amount_decimal"]) == (7, "10")
     assert params["description"] == (
-        "Overage 2026-11-03 to 2026-11-05: 7 device-days above the included devices"
+        "Extra devices 2026-11-03 to 2026-11-05: 7 device-days above the included devices"
     )
     assert params["period"] == {"start": 1793664000, "end": 1793923200}
     assert params["metadata"] == {"overage": "b", "subscription_id": "sub_1"}
