@@ -86,14 +86,14 @@ CODINGS = [
 ]
 
 
-def test_compressed_bodies(client, emails, sql):
+def test_compressed_bodies(client, emails):
     for number, (coding, body, status) in enumerate(CODINGS):
         headers = ADMIN | JSON | {"Content-Encoding": coding}
         answer = client.post("/api/customers", data=body, headers=headers)
-        assert (number, answer.status_code) == (number, status)
+        expected = 409 if number and status == 201 else status  # it was read, and its address is taken
+        assert (number, answer.status_code) == (number, expected)
         assert answer.headers.get("Accept-Encoding") == ("gzip, deflate" if status == 415 else None)
-        assert emails() == (["ada@example.com"] if status == 201 else [])
-        sql("UPDATE customers SET erased_at = now(), email = customer_id")
+    assert emails() == ["ada@example.com"]
 
 
 def test_a_compressed_backlog_of_reports(client):
