@@ -666,3 +666,26 @@ def test_every_day_is_billed_exactly_once(shop_over: Overage, monkeypatch: pytes
             life.end()
 
     live()
+
+
+def test_killed_at_each_step_it_makes_one_line(shop_over: Overage, monkeypatch: pytest.MonkeyPatch):
+    over, fuse = shop_over, Fuse(monkeypatch)
+    customer_id, _ = over.subscriber()
+    killed, periods = True, 0
+    while killed:
+        over.report(customer_id, over.today() + DAY, 15)
+        over.to_period_end()
+        fuse.left, killed = 2 * periods, False  # each step has a moment before and one after
+        try:
+            over.service(overage.settle, customer_id)
+        except Killed:
+            killed = True
+        finally:
+            fuse.left = None
+        over.sql("DELETE FROM leases")
+        over.sandbox.advance(days=2)  # beyond the idempotency keys
+        over.service(overage.settle, customer_id)
+        periods += 1
+        assert [item["amount"] for item in over.items()] == [50] * periods
+    assert periods > 10
+    assert {row["state"] for row in over.sql("SELECT state FROM overage_days")} == {"billed"}
