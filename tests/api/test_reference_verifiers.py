@@ -105,6 +105,12 @@ def a_list(app, *revoked, age=0, **changes):
     return resign(app, served, iat=at, exp=at + DAY, revoked=list(revoked), **changes)
 
 
+def answer_instead(app, path, view):
+    """From now on the service answers there as `view` does."""
+    endpoint = next(rule.endpoint for rule in app.url_map.iter_rules() if rule.rule == path)
+    app.view_functions[endpoint] = view
+
+
 def test_before_the_first_contact(page, tmp_path, customer):
     fresh = Instance(page, tmp_path / "state.json", customer["customerId"])
     assert fresh.code("--install", customer["license"]) == "NO_LICENSE"
@@ -145,7 +151,7 @@ def test_a_damaged_state_file_counts_as_none(instance, url, customer):
 def test_an_answer_without_keys_changes_nothing(instance, app, url):
     keys = instance.state["keys"]
     for bad in ({"keys": None}, {"keys": [{"kty": "RSA"}]}, []):
-        app.view_functions["licenses.jwks"] = lambda bad=bad: bad
+        answer_instead(app, "/.well-known/jwks.json", lambda bad=bad: bad)
         assert instance.code("--refresh", url) == "VALID"
         assert instance.state["keys"] == keys
 
@@ -245,10 +251,10 @@ def test_no_list_is_taken_that_is_old_or_no_list(instance, app, customer, monkey
         "nonsense",
     )
     served: list[str] = []
-    app.view_functions["licenses.revocations"] = lambda: {"revocations": served[-1]}
+    answer_instead(app, "/api/licenses/revocations", lambda: {"revocations": served[-1]})
     for bad in refused:
         served.append(bad)
-        assert instance.code("--refresh", url) == "REVOKED"
+        assert instance.code("--refresh", url) == "REVOKED", bad
         assert "fetch_list" in instance.said
         assert instance.state["list"] == held
     served.append(good)

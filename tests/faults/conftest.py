@@ -21,6 +21,13 @@ from tests.factories import bearer, report_body
 from tests.server import Server, wait_until
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for servers to end and start again has time enough on a busy machine."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 class Postgres:
     """A server with all its safety on; `kill` is `kill -9`."""
 
