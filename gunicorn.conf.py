@@ -28,6 +28,7 @@ if not is_reload:  # prometheus_client reads the variable when it is imported
 from flask import Flask
 from prometheus_client import multiprocess
 
+import app.stripe_gateway  # noqa: F401 - here, so that the workers share its memory
 import wsgi
 from app import create_app, migrations
 from app.config import KEEP_ALIVE_SECONDS, ConfigError, Settings, require_admin_key

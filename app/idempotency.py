@@ -12,6 +12,7 @@ from typing import Any, Final
 from flask import Response, g, make_response, request
 from werkzeug.exceptions import HTTPException
 
+from app import auth
 from app.api import read_body
 from app.context import now
 from app.db import Cursor
@@ -48,6 +49,7 @@ def idempotent(view: View | None = None, *, route: str | None = None, in_transac
             return run(None, "", view, args, kwargs)
         if not _KEY.fullmatch(key):
             raise _invalid("Expected 1 to 255 printable ASCII characters without spaces.")
+        auth.require_license_on_record()  # not left to the view, which does not run when an answer is kept
         slot = {"caller": g.actor, "route": route or request.path, "key": key}
         body_hash = _body_hash()
         try:

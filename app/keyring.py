@@ -33,34 +33,35 @@ class Keyring:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
-        self._signing: SigningKey | None = None
+        self._keys: list[SigningKey] = []
         self._failure: ConfigError | None = None
         self._loaded_from: object = None
         self._checked_at = float("-inf")
         self._public: dict[str, tuple[PublicKey, float]] = {}
 
     def signing_key(self) -> SigningKey:
-        """The current one; a changed key file is noticed within seconds.
+        """The current one. Raises ConfigError, one plain line, when there is none or it cannot be used."""
+        return self.keys()[0]
 
-        Raises ConfigError, one plain line, when there is none or it cannot be used.
-        """
+    def keys(self) -> list[SigningKey]:
+        """See `load_keys`; changed key files are noticed within seconds. Raises ConfigError."""
         with self._lock:
             if time.monotonic() - self._checked_at > CHECK_SECONDS:
                 self._load_if_changed()
                 self._checked_at = time.monotonic()
-            if self._signing is None:
+            if not self._keys:
                 raise self._failure or ConfigError("no signing key")
-            return self._signing
+            return self._keys
 
     def _load_if_changed(self) -> None:
         source = _source(self._settings)
-        if self._signing is not None and source == self._loaded_from:
+        if self._keys and source == self._loaded_from:
             return
         try:
-            self._signing, self._failure, self._loaded_from = load_signing_key(self._settings), None, source
+            self._keys, self._loaded_from = load_keys(self._settings), source
         except ConfigError as error:
             self._failure = error
-            if self._signing is not None:
+            if self._keys:
                 log.error("the changed key file cannot be used, the old key goes on signing: %s", error)
 
     def public_key(self, kid: str, look_up: Callable[[str], PublicKey | None]) -> PublicKey | None:
@@ -79,17 +80,29 @@ class Keyring:
 
 
 def load_signing_key(settings: Settings) -> SigningKey:
-    """Command over environment over file. Raises ConfigError with one line that names the setting."""
+    """The one that signs. Raises ConfigError with one line that names the setting."""
+    return load_keys(settings)[0]
+
+
+def load_keys(settings: Settings) -> list[SigningKey]:
+    """The key that signs, by command over environment over file; then the file's next or previous key.
+
+    Raises ConfigError with one line that names the setting.
+    """
     if settings.license_private_key_command:
         name = "LICENSE_PRIVATE_KEY_COMMAND"
-        return _parse(name, _decode(name, _run(name, settings.license_private_key_command)))
+        return [_parse(name, _decode(name, _run(name, settings.license_private_key_command)))]
     if settings.license_private_key:
-        return _parse("LICENSE_PRIVATE_KEY", _decode("LICENSE_PRIVATE_KEY", settings.license_private_key))
+        return [_parse("LICENSE_PRIVATE_KEY", _decode("LICENSE_PRIVATE_KEY", settings.license_private_key))]
     newest = newest_key(settings)
-    previous = previous_key_path(settings)
-    if not _waits_for_caches(settings):
-        return newest
-    return _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(previous))
+    waits = _waits_for_caches(settings)
+    try:
+        previous = _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(previous_key_path(settings)))
+    except ConfigError:
+        if waits:
+            raise
+        return [newest]
+    return [previous, newest] if waits else [newest, previous]
 
 
 def newest_key(settings: Settings) -> SigningKey:
@@ -127,16 +140,20 @@ def write_key_files(settings: Settings, pem: bytes, *, keep_previous: bool = Fal
     """Write a key pair to the configured paths, each file by an atomic rename, private ones with mode 0600.
 
     With `keep_previous` the key that is there goes on signing until the new one was published long enough.
+    Raises ConfigError when a file cannot be written.
     """
     key, path = _parse("new key", pem), settings.license_private_key_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if keep_previous:
-        _write(previous_key_path(settings), path.read_bytes(), 0o600)
-    else:
-        previous_key_path(settings).unlink(missing_ok=True)
-    _write(path, pem, 0o600)
-    settings.license_public_key_path.parent.mkdir(parents=True, exist_ok=True)
-    _write(settings.license_public_key_path, key.public.pem.encode(), 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settings.license_public_key_path.parent.mkdir(parents=True, exist_ok=True)
+        if keep_previous:
+            _write(previous_key_path(settings), path.read_bytes(), 0o600)
+        else:
+            previous_key_path(settings).unlink(missing_ok=True)
+        _write(path, pem, 0o600)
+        _write(settings.license_public_key_path, key.public.pem.encode(), 0o644)
+    except OSError as error:
+        raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {error.filename}: {error.strerror}") from None
     return key
 
 

@@ -185,8 +185,12 @@ def signing_key() -> SigningKey:
 
     Without one: Unavailable in a request, ConfigError with the line that names the setting elsewhere.
     """
+    return _own_keys()[0]
+
+
+def _own_keys() -> list[SigningKey]:
     try:
-        return keyring.signing_key()
+        return keyring.keys()
     except ConfigError as error:
         if not has_request_context():
             raise
@@ -215,7 +219,7 @@ def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
 
 
 def find_key(kid: str) -> PublicKey | None:
-    """The public key of this id, if it is on record and was not removed, or if it signs now."""
+    """The public key of this id, unless it was removed: from the record, or from the key files."""
     return keyring.public_key(kid, _look_up_key)
 
 
@@ -224,9 +228,8 @@ def _look_up_key(kid: str) -> PublicKey | None:
         row = licenses.select_license_key(cur, kid)
     if row:
         return None if row["removed_at"] else PublicKey(kid, row["public_key"])
-    # After a restore the database may not know the key that signs.
-    current = signing_key().public
-    return current if current.kid == kid else None
+    # After a restore the database may not know the latest keys.
+    return next((key.public for key in _own_keys() if key.public.kid == kid), None)
 
 
 def verify(text: str) -> tuple[str, Token | None]:
@@ -267,10 +270,14 @@ def revocation_list() -> tuple[str, datetime]:
 
 
 def published_keys() -> list[PublicKey]:
-    """The signing key, one that is about to sign, and the older ones that still have a live token."""
-    current = signing_key().public
+    """The keys on record that are needed, the signing key, and what the key files alone know of."""
+    own = [key.public for key in _own_keys()]
     with db.statement() as cur:
-        removed = licenses.select_key_was_removed(cur, current.kid)
         rows = licenses.select_published_keys(cur, now())
-    others = [PublicKey(row["kid"], row["public_key"]) for row in rows if row["kid"] != current.kid]
-    return others if removed else [current, *others]
+        records = {key.kid: licenses.select_license_key(cur, key.kid) for key in own}
+    published = {row["kid"]: PublicKey(row["kid"], row["public_key"]) for row in rows}
+    for key in own:
+        record = records[key.kid]
+        if record is None or (key == own[0] and not record["removed_at"]):
+            published[key.kid] = key
+    return list(published.values())

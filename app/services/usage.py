@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,8 @@ ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license
 CSV_COLUMNS: Final = ("customer_id", "instance_id", "active_devices", "total_devices", "timestamp")
 FIGURES: Final = ("total_reports", "avg_active", "peak_active", "current_active", "current_total")
 OUTCOMES: Final = {201: "accepted", 200: "duplicate"}
+PARTITION_RETRY_SECONDS: Final = 60
+_partitions_tried_at = float("-inf")
 log = logging.getLogger(__name__)
 
 
@@ -104,14 +107,21 @@ def _store(reports: Sequence[Row], presented: Token | None) -> list[Row]:
     with db.statement() as cur:
         rows = usage.store_usage_reports(cur, reports, presented, now() - IN_USE_WITHIN)
     if any(row["partition_missing"] for row in rows):
-        try:
-            with db.statement() as cur:
-                usage.ensure_usage_partitions(cur)
-        except (DomainError, psycopg2.Error) as error:  # what is stored stays in the default partition
-            log.warning(
-                "no partition for the usage reports of a month yet: %s", str(error).partition("\n")[0]
-            )
+        _make_partitions()
     return rows
+
+
+def _make_partitions() -> None:
+    """At most once a minute: while a backup holds the table, each try waits. Reports stay in the default one."""
+    global _partitions_tried_at
+    if time.monotonic() - _partitions_tried_at < PARTITION_RETRY_SECONDS:
+        return
+    _partitions_tried_at = time.monotonic()
+    try:
+        with db.statement() as cur:
+            usage.ensure_usage_partitions(cur)
+    except (DomainError, psycopg2.Error) as error:
+        log.warning("no partition for the usage reports of a month yet: %s", str(error).partition("\n")[0])
 
 
 def _not_stored(status: int) -> DomainError:

@@ -294,6 +294,18 @@ class TestIdempotencyKey:
         sql("UPDATE idempotency_keys SET created_at = created_at - INTERVAL '2 minutes'")
         assert (send().status_code, total()) == (201, 2)
 
+    def test_a_kept_answer_is_not_for_a_license_that_was_revoked_since(self, client):
+        made = make_customer(client)
+        headers = bearer(made["license"]) | {"Idempotency-Key": "k1"}
+        answers = []
+        for action in ("", "/revoke", "/reinstate"):
+            if action:
+                client.post(f"/api/licenses/{made['customerId']}{action}", headers=ADMIN)
+            answers.append(
+                client.post("/api/usage/report", json=report_body(made["customerId"]), headers=headers)
+            )
+        assert [answer.status_code for answer in answers] == [201, 403, 403]
+
     def test_a_malformed_key_is_422(self, client, emails):
         for key in ("", " ", "a b", "x" * 256):
             assert self.create(client, key).status_code == 422

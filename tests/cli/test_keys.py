@@ -226,6 +226,13 @@ def test_generate_needs_no_database_and_never_overwrites(tmp_path):
     assert (public.read_text(), list(folder.iterdir())) == (made["publicKey"], [public])
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    refused = run_flask("keys", "generate", environ=key_paths(tmp_path / "file"))
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "LICENSE_PRIVATE_KEY_PATH" in refused.stderr
+
+
 class TestRotate:
     def test_the_new_key_is_published_first_and_signs_when_caches_have_it(
         self, private_path, client, console, sql
@@ -263,6 +270,25 @@ class TestRotate:
         assert "key.rotate" in audit
         assert kids["newKid"] in audit
         assert "PRIVATE" not in json.dumps(sql("SELECT * FROM audit_log"), default=str)
+
+    def test_a_restored_database_need_not_know_the_keys_of_the_files(
+        self, private_path, client, console, make_app, sql
+    ):
+        first = make_customer(client)
+        kids = rotate(console)
+        at = time.time() - keyring.PUBLISHED_SECONDS
+        os.utime(private_path, (at, at))
+        tokens = [first["license"], make_customer(client)["license"]]
+        assert [kid_of(token) for token in tokens] == [kids["oldKid"], kids["newKid"]]
+        sql("DELETE FROM licenses")
+        sql("DELETE FROM license_keys")
+        restarted = make_app().test_client()
+        assert published(restarted) == set(kids.values())
+        for token in tokens:
+            found = restarted.post("/api/licenses/verify", json={"license": token})
+            assert found.json["code"] == "SUPERSEDED"
+        answer = restarted.get(f"/api/licenses/{first['customerId']}", headers=bearer(first["license"]))
+        assert kid_of(answer.json["license"]) == kids["newKid"]
 
     def test_after_a_compromise_it_signs_at_once_also_when_another_waits(self, private_path, client, console):
         first = kid_of(make_customer(client)["license"])
