@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 def require_serving(
     found: Row | None, customer_id: str, token: Token | None, *, renewing: bool = False
 ) -> Row:
-    """The row found for a customer, if the license presented with the request serves (None: an operator asks).
+    """The row `found` for a customer, if the license presented (None: an operator asks) serves.
 
-    The row needs `erased_at`, `license_known`, `license_revoked_at`, `tokens_revoked_at`. `renewing`: a license
+    It has `erased_at`, `license_known`, `license_revoked_at` and `tokens_revoked_at`. `renewing`: a license
     that is not on record serves too, as it may be younger than the backup that was restored.
     Raises NotFound for the customer, Unauthorized or Forbidden for the license.
     """

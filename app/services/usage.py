@@ -27,7 +27,8 @@ CSV_COLUMNS: Final = ("customer_id", "instance_id", "active_devices", "total_dev
 FIGURES: Final = ("total_reports", "avg_active", "peak_active", "current_active", "current_total")
 OUTCOMES: Final = {201: "accepted", 200: "duplicate"}
 PARTITION_RETRY_SECONDS: Final = 60
-_partitions_tried_at = float("-inf")
+_partitions_failed_at: dict[str, float] = {}
+"""By database URL."""
 log = logging.getLogger(__name__)
 
 
@@ -112,16 +113,22 @@ def _store(reports: Sequence[Row], presented: Token | None) -> list[Row]:
 
 
 def _make_partitions() -> None:
-    """At most once a minute: while a backup holds the table, each try waits. Reports stay in the default one."""
-    global _partitions_tried_at
-    if time.monotonic() - _partitions_tried_at < PARTITION_RETRY_SECONDS:
+    """Tried again after a minute, as each try waits while a backup locks the table.
+
+    Until then what is stored stays in the default partition.
+    """
+    failed_at = _partitions_failed_at.get(db.url, float("-inf"))
+    if time.monotonic() - failed_at < PARTITION_RETRY_SECONDS:
         return
-    _partitions_tried_at = time.monotonic()
+    reason = "the table is locked"
     try:
         with db.statement() as cur:
-            usage.ensure_usage_partitions(cur)
+            if usage.ensure_usage_partitions(cur):
+                return
     except (DomainError, psycopg2.Error) as error:
-        log.warning("no partition for the usage reports of a month yet: %s", str(error).partition("\n")[0])
+        reason = str(error).partition("\n")[0]
+    _partitions_failed_at[db.url] = time.monotonic()
+    log.warning("no partition for the usage reports of a month yet: %s", reason)
 
 
 def _not_stored(status: int) -> DomainError:
