@@ -41,7 +41,7 @@ class Caller:
 
 
 def public(view: View) -> View:
-    """Anybody; limited by address."""
+    """No credential needed; limited by address."""
 
     @wraps(view)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def public(view: View) -> View:
 
 
 def unlimited(view: View) -> View:
-    """Anybody, as often as they like: probes and the metrics scraper."""
+    """No credential, no rate limit: for probes and the metrics scraper."""
     return _declare(view, "public")
 
 
@@ -156,18 +156,17 @@ def _authenticate(*, renewing: bool = False) -> Caller:
 
 @lru_cache(maxsize=5_000)
 def _verified(text: str, issuer: str) -> Token:
-    """A token whose signature holds. Expiry, revocation and key removal are checked each time."""
+    """A token with a good signature. Expiry, revocation and key removal are checked for each request."""
     return read_token(text, find_key, issuer)
 
 
 def _admin_name(credential: str) -> str | None:
     """`admin:` and the first digits of the key's hash, which identify it and reveal nothing."""
     given = credential.encode("utf-8", "surrogatepass")
-    name = None
     for key in settings.admin_api_keys:
         if hmac.compare_digest(given, key.encode()):
-            name = f"admin:{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    return name
+            return f"admin:{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return None
 
 
 def _network() -> str:

@@ -19,7 +19,7 @@ from app.errors import Unavailable
 
 Row = dict[str, Any]
 LOCK_SECONDS: Final = 2
-"""How long a statement waits for a row that another session holds, before the caller gets 503."""
+"""How long a statement waits for a row that another session has locked, before the caller gets 503."""
 LEASE_SECONDS: Final = 60
 BUSY: Final = "Another request or session is changing the same customer. Try again shortly."
 log = logging.getLogger(__name__)
@@ -108,10 +108,10 @@ class Database:
 
     @contextmanager
     def lease(self, name: str, wait_seconds: float = 5) -> Iterator[None]:
-        """A lock that may be held while Stripe is called, as it keeps no transaction open.
+        """A lock for the time that Stripe is called, as it keeps no transaction open.
 
-        It is a row that ends by itself after a minute, should its holder be killed. Raises Unavailable when
-        another one still holds it after `wait_seconds`.
+        It is a row that ends by itself after a minute, should its owner be killed. Raises Unavailable when
+        another one still has it after `wait_seconds`.
         """
         token, deadline = secrets.token_hex(8), time.monotonic() + wait_seconds
         while not self._take_lease(name, token):
@@ -132,11 +132,11 @@ class Database:
             return bool(
                 cur.one(
                     """
-                    INSERT INTO leases AS held (name, token, ends_at)
+                    INSERT INTO leases AS lease (name, token, ends_at)
                     VALUES (%(name)s, %(token)s, CLOCK_TIMESTAMP() + %(seconds)s * INTERVAL '1 second')
                         ON CONFLICT (name) DO UPDATE
                        SET token = EXCLUDED.token, ends_at = EXCLUDED.ends_at
-                     WHERE held.ends_at < CLOCK_TIMESTAMP()
+                     WHERE lease.ends_at < CLOCK_TIMESTAMP()
                  RETURNING token
                     """,
                     {"name": name, "token": token, "seconds": LEASE_SECONDS},
@@ -203,7 +203,7 @@ def set_audit_context(cur: Cursor, action: str | None = None) -> None:
 
 
 def lock(cur: Cursor, name: str, seconds: float) -> None:
-    """Hold the advisory lock `name` until the transaction ends. Raises Unavailable after `seconds`."""
+    """Take the advisory lock `name` until the transaction ends. Raises Unavailable after `seconds`."""
     cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{seconds}s"})
     cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
     cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{LOCK_SECONDS}s"})

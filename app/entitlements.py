@@ -1,4 +1,4 @@
-"""What a customer may use, and until when a license may say so. Pure: no Flask, no SQL, no clock.
+"""What a customer may use, and until when its license is valid. Pure: no Flask, no SQL, no clock.
 
 Subscriptions are rows as `queries.subscriptions` returns them, times are aware datetimes.
 """
@@ -20,7 +20,7 @@ KNOWN_STATUSES: Final = LIVE_STATUSES | ENDED_STATUSES | {"incomplete", "unpaid"
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """The outcome: `plan` is what is granted, `subscription` the row it is told by (None: there is none)."""
+    """The outcome: `plan` is what is granted, `subscription` the row it is derived from, or None."""
 
     plan: Plan
     subscription: Row | None
@@ -47,7 +47,7 @@ def is_local(subscription: Row) -> bool:
 
 
 def status_at(subscription: Row, now: datetime) -> str:
-    """The status to tell: a local trial that has run out is `expired` by the clock alone."""
+    """The status for callers: a local trial that has run out is `expired` by the clock alone."""
     if (
         is_local(subscription)
         and subscription["status"] == "trialing"
@@ -63,7 +63,7 @@ def is_live(subscription: Row) -> bool:
 
 
 def ends_with_period(subscription: Row) -> bool:
-    """Whether a cancellation is pending for the end of the period, which the portal says in its own way."""
+    """Whether a cancellation is pending for the end of the period: the portal only sets `cancel_at`."""
     cancel_at = subscription["cancel_at"]
     return subscription["cancel_at_period_end"] or (
         cancel_at is not None and cancel_at == subscription["current_period_ends_at"]
@@ -171,15 +171,12 @@ def _age(subscription: Row) -> tuple[datetime, int]:
 
 
 def describe(customer: Row, subscription: Row, now: datetime) -> dict[str, Any]:
-    """A subscription as callers see it: its row, the status of the moment, and what it alone grants."""
+    """A subscription as callers see it: its row, its present status, and what it alone grants."""
     return _described(subscription, entitle(customer, [subscription], now))
 
 
 def describe_customer(customer: Row, subscriptions: Sequence[Row], now: datetime) -> dict[str, Any]:
-    """A customer with the subscription that counts.
-
-    `entitle` says of that one the same among all as it does alone; hence it is asked once.
-    """
+    """A customer with the subscription that counts."""
     granted = entitle(customer, subscriptions, now)
     current = granted.subscription
     return {**customer, "subscription": current and _described(current, granted)}

@@ -138,10 +138,7 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def _where(error: Exception) -> list[str]:
-    """The way to the error as `file:line function`: enough to find it, and no value that was at hand.
-
-    Messages and whole traces stay out of the log; they may carry SQL, tokens or addresses.
-    """
+    """`file:line function` of each step: messages and whole traces may contain SQL, tokens or addresses."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-FRAMES:]]
 

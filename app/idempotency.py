@@ -24,7 +24,7 @@ from app.queries import idempotency
 CLAIM_ENDS_AFTER: Final = timedelta(minutes=1)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _NOT_KEPT: Final = frozenset({401, 413, 415, 429})
-"""Refusals of the caller or the form of the request, not of what was asked."""
+"""Refusals of the caller or the form of the request, not of its content."""
 _RUNNING: Final = "The first request with this Idempotency-Key is still running. Try again shortly."
 
 View = Callable[..., Any]

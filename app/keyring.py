@@ -216,7 +216,7 @@ def _run(name: str, command: str) -> str:
             out, err = process.communicate(timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its children hold the pipes too
+                os.killpg(process.pid, signal.SIGKILL)  # its children have the pipes open too
             raise ConfigError(f"{name}: no answer within {COMMAND_SECONDS} s") from None
     if process.returncode != 0:
         lines = err.strip().splitlines() or ["no message"]

@@ -33,7 +33,7 @@ _SEGMENTS: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+",
 
 
 class InvalidKey(Exception):
-    """A PEM that cannot serve as a license key; the message says why, never what is in it."""
+    """A PEM that cannot serve as a license key; the message is the reason, without any of its content."""
 
 
 class InvalidToken(Exception):
@@ -82,7 +82,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token whose signature held. Expiry and revocation are for the caller to judge."""
+    """A token with a good signature. Expiry and revocation are for the caller to check."""
 
     customer_id: str
     jti: str

@@ -37,8 +37,8 @@ REPORTS: Final = Counter("billing_usage_reports_total", "Usage reports received"
 LICENSES: Final = Counter("billing_licenses_issued_total", "Licenses issued", ["plan"])
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
-# What must not be in a log whatever happens; a third party's message may quote it. Each begins where a word
-# does, and is looked for once in it: from everywhere, a long line of somebody's choice would take seconds.
+# A library's message may quote these. Each is searched only where a word begins: searching from every
+# character would take seconds for a long line.
 _SECRETS: Final = re.compile(
     r"""(?ix) (?<=bearer\s)[^\s"',]+ | \b(?:sk|rk|whsec|pk)_[\w]+ | (?<=://)[^\s/@"]+(?=@)
             | (?<![\w-])(?=[\w-]+\.[\w-]+\.)[\w-]*eyJ[\w-]+\.[\w-]+\.[\w-]*
@@ -98,7 +98,7 @@ def logging_config(level: str, style: str) -> dict[str, Any]:
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
-            # Third parties tell of addresses and names at debug level.
+            # At debug level these libraries log addresses and names.
             "stripe": {"level": "WARNING"},
             "urllib3": {"level": "WARNING"},
         },

@@ -48,7 +48,7 @@ class RateLimiter:
         self._paused_until = 0.0
 
     def hit(self, limit: Limit, key: str) -> None:
-        """Count; while the storage is broken everybody passes, and it is asked again every few seconds."""
+        """Count; while the storage is broken all requests pass, and it is tried again every few seconds."""
         if time.monotonic() < self._paused_until:
             return
         item = self._items[limit]
@@ -81,7 +81,7 @@ def _storage(uri: str) -> Storage:
         return storage_from_string(  # type: ignore[return-value]
             uri, wrap_exceptions=True, socket_timeout=STORAGE_SECONDS, socket_connect_timeout=STORAGE_SECONDS
         )
-    except Exception:  # noqa: BLE001 - whatever the library raises; its text may show a part of the password
+    except Exception:  # noqa: BLE001 - any error of the library; its text may show a part of the password
         raise ConfigError("RATELIMIT_STORAGE_URI: expected memory:// or redis://host:6379/0") from None
 
 

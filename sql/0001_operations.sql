@@ -14,7 +14,7 @@ CREATE TABLE audit_log (
 
 CREATE INDEX audit_log_customer_id_idx ON audit_log (customer_id, id);
 
--- Records a changed row, whoever changed it: the service names itself by set_config, a person at psql is named by
+-- Records a changed row: the service names itself by set_config, a person at psql is named by
 -- the role. Arguments: the noun, the column that identifies the row, and what an INSERT is called if not 'create'.
 -- Of an update only what differs is kept.
 CREATE FUNCTION audit_row() RETURNS TRIGGER LANGUAGE plpgsql AS $$
@@ -57,7 +57,7 @@ CREATE TABLE idempotency_keys (
 
 CREATE INDEX idempotency_keys_created_at_idx ON idempotency_keys (created_at);
 
--- Locks that are held while Stripe is called, without an open transaction; they end by themselves.
+-- Locks for the time that Stripe is called, without an open transaction; they end by themselves.
 CREATE TABLE leases (
     name    VARCHAR(255) PRIMARY KEY,
     token   CHAR(16)     NOT NULL,

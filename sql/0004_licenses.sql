@@ -41,13 +41,13 @@ CREATE INDEX licenses_revoked_idx ON licenses (expires_at) WHERE revoked_at IS N
 COMMENT ON COLUMN licenses.device_limit IS 'what was bought, without overage; NULL = unlimited';
 COMMENT ON COLUMN licenses.fingerprint IS 'SHA-256 of the claims that the entitlement decides';
 COMMENT ON COLUMN licenses.plan_table IS 'hash of the plan table that it was derived from';
-COMMENT ON COLUMN licenses.renews_at IS 'from here on a new license is issued when one is asked for';
+COMMENT ON COLUMN licenses.renews_at IS 'from here on the next request for the license issues a new one';
 COMMENT ON COLUMN licenses.recheck IS 'customer or subscription changed since: derive it again before use';
 
 CREATE TRIGGER licenses_audit AFTER INSERT OR UPDATE OF revoked_at ON licenses
    FOR EACH ROW EXECUTE FUNCTION audit_row('license', 'jti', 'issue');
 
--- The current license doubles as the entitlement that is known to hold. Whatever changes what it was derived
+-- The current license doubles as the stored entitlement. Any change of what it was derived
 -- from, this service or an operator's UPDATE, makes it be derived again before it is used.
 CREATE FUNCTION recheck_license() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 BEGIN

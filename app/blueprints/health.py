@@ -18,7 +18,7 @@ def index() -> Response:
 @blp.get("/health")
 @unlimited
 def alive() -> Response:
-    """The process answers; nothing else is asked."""
+    """The process answers; nothing else is checked."""
     return jsonify(status="ok")
 
 

@@ -39,7 +39,7 @@ def show(customer_id: str) -> Row:
 @blp.arguments(RevokeRequest)
 @blp.response(200, RevocationAnswer)
 def revoke(body: dict[str, Any], customer_id: str) -> Row:
-    """Revoke every license of a customer, and give out none until reinstated"""
+    """Revoke every license of a customer, and issue none until reinstated"""
     return _standing(licenses.revoke(customer_id, body["reason"]))
 
 
@@ -48,7 +48,7 @@ def revoke(body: dict[str, Any], customer_id: str) -> Row:
 @blp.arguments(EmptyRequest)
 @blp.response(200, RevocationAnswer)
 def reinstate(_body: dict[str, Any], customer_id: str) -> Row:
-    """Give out licenses again, beginning with a new one"""
+    """Issue licenses again, beginning with a new one"""
     customer, license_row, _ = licenses.reinstate(customer_id)
     return _standing(customer) | {"license": license_row["token"]}
 
@@ -58,7 +58,7 @@ def reinstate(_body: dict[str, Any], customer_id: str) -> Row:
 @blp.arguments(VerifyRequest)
 @blp.response(200, VerifyAnswer)
 def verify(body: dict[str, Any]) -> Row:
-    """Tell whether a license holds, and if not, why"""
+    """Check a license: whether it is valid, and if not, why"""
     code, token = licenses.verify(body["license"])
     answer: Row = {"valid": code in ("VALID", "SUPERSEDED"), "code": code}
     return answer | {"claims": token.claims} if token else answer
@@ -92,7 +92,7 @@ def list_revocations() -> Response:
 
 
 def _cacheable(response: Response, *, seconds: int) -> Response:
-    """With ETag and Cache-Control; 304 for whoever has it already."""
+    """With ETag and Cache-Control; 304 if the caller has it already."""
     response.headers["Cache-Control"] = f"public, max-age={seconds}"
     response.add_etag()
     response.make_conditional(request)

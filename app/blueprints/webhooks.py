@@ -8,7 +8,7 @@ from app.extensions import stripe
 from app.schemas.webhooks import WebhookAnswer
 from app.services.stripe_events import handle_event
 
-blp = Blueprint("webhooks", __name__, url_prefix="/webhooks", description="What Stripe tells")
+blp = Blueprint("webhooks", __name__, url_prefix="/webhooks", description="Events from Stripe")
 
 
 @blp.route("/stripe", methods=["POST"], errors=(400, 413, 502))

@@ -9,9 +9,9 @@ from app.encoding import json_text
 def insert_audit(
     cur: Cursor, action: str, *, customer_id: str | None, subject: str, note: dict[str, Any] | None = None
 ) -> None:
-    """Record that something was asked for, beside what the trigger records of rows that change.
+    """Record a request, beside what the trigger records of rows that change.
 
-    Actor and request are those of the transaction. `note` stands in `after`.
+    Actor and request are those of the transaction. `note` is kept in `after`.
     """
     cur.execute(
         """
@@ -41,7 +41,7 @@ def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | No
 
 
 def select_refusals(cur: Cursor, customer_id: str, limit: int) -> list[Row]:
-    """What was asked for this customer and refused, newest first."""
+    """Requests for this customer that were refused, newest first."""
     return cur.all(
         """
         SELECT at, actor, action, subject, after ->> 'refused' AS message

@@ -8,7 +8,7 @@ KEPT = timedelta(hours=24)
 
 
 def try_lock(cur: Cursor, name: str) -> bool:
-    """Hold `name` until the transaction ends; False when somebody else does."""
+    """Lock `name` until the transaction ends; False when another session has it."""
     return bool(
         cur.exactly_one(
             "SELECT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0)) AS mine",
@@ -82,7 +82,7 @@ def delete_old_answers(cur: Cursor) -> None:
 
 
 def select_answers_about(cur: Cursor, customer_id: str) -> list[Row]:
-    """The answers that tell of a customer, or were given to it."""
+    """The answers that contain a customer's id, or were given to it."""
     return cur.all(
         """
         SELECT caller, route, key, status_code, response, created_at
@@ -96,7 +96,7 @@ def select_answers_about(cur: Cursor, customer_id: str) -> list[Row]:
 
 
 def delete_answers_about(cur: Cursor, customer_id: str) -> None:
-    """Forget the answers that tell of an erased customer, or were given to it."""
+    """Forget the answers that contain an erased customer's id, or were given to it."""
     cur.execute(
         """
         DELETE FROM idempotency_keys

@@ -47,7 +47,7 @@ def select_current_license(cur: Cursor, customer_id: str, jti: str | None = None
 
 
 def select_last_issue(cur: Cursor, customer_id: str) -> datetime | None:
-    """When the newest license of this customer says it was issued, whatever became of it."""
+    """The newest `issued_at` of a customer's licenses, superseded and revoked ones included."""
     row = cur.exactly_one(
         "SELECT MAX(issued_at) AS issued_at FROM licenses WHERE customer_id = %(customer_id)s",
         {"customer_id": customer_id},
@@ -56,7 +56,7 @@ def select_last_issue(cur: Cursor, customer_id: str) -> datetime | None:
 
 
 def confirm_license(cur: Cursor, jti: str, plan_table: str) -> None:
-    """It was compared with the present entitlement, and still says the same."""
+    """It was compared with the present entitlement, and still matches."""
     cur.execute(
         "UPDATE licenses SET recheck = FALSE, plan_table = %(plan_table)s WHERE jti = %(jti)s",
         {"jti": jti, "plan_table": plan_table},
@@ -77,7 +77,7 @@ def supersede_license(cur: Cursor, customer_id: str, at: datetime) -> None:
 
 
 def supersede_licenses_of_key(cur: Cursor, kid: str, at: datetime) -> None:
-    """No license of this key is current any more: another is issued when one is asked for."""
+    """No license of this key is current any more: the next request issues another."""
     cur.execute(
         "UPDATE licenses SET superseded_at = %(at)s WHERE kid = %(kid)s AND superseded_at IS NULL",
         {"kid": kid, "at": at},
@@ -99,7 +99,7 @@ def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
 
 
 def forget_tokens(cur: Cursor, customer_id: str) -> None:
-    """Drop what tells the name of an erased customer, a hash over it too; the record of each stays."""
+    """Drop tokens and hashes, which contain the name of an erased customer; the rows stay."""
     cur.execute(
         """
         UPDATE licenses
@@ -216,7 +216,7 @@ def select_published_keys(cur: Cursor, now: datetime) -> list[Row]:
 
 
 def remove_license_key(cur: Cursor, kid: str) -> bool:
-    """Take a key out of service: nothing it signed is honoured from now on."""
+    """Take a key out of service: nothing it signed is valid from now on."""
     row = cur.one(
         """
         UPDATE license_keys

@@ -106,7 +106,7 @@ class Url(Text):
 
 
 class Flag(fields.Boolean):
-    """`true` or `false`, and nothing that may be meant as one."""
+    """`true` or `false`, and nothing that marshmallow takes for one."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if not isinstance(value, bool):

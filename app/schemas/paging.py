@@ -1,4 +1,4 @@
-"""Opaque cursors: what stood last on the page before, sealed against typing errors."""
+"""Opaque cursors: the last row of the page before, with a checksum against typing errors."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class IdCursor(fields.Field[int]):
-    """Holds a row id."""
+    """A row id."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         parts = _open(value)
@@ -28,7 +28,7 @@ class IdCursor(fields.Field[int]):
 
 
 class TimeCursor(fields.Field[tuple[datetime, int]]):
-    """Holds a time and a row id."""
+    """A time and a row id."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[datetime, int]:
         parts = _open(value)
@@ -38,12 +38,12 @@ class TimeCursor(fields.Field[tuple[datetime, int]]):
 
 
 def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
-    """The page, and whether there is more, of rows that were asked for with a limit one higher."""
+    """The page, and whether there is more, of rows selected with a limit one higher."""
     return rows[:limit], len(rows) > limit
 
 
 def cursor(*parts: int | datetime) -> str:
-    """Seal what stood last."""
+    """The cursor for these values of the last row."""
     plain = json_text(parts).encode()
     return _text(zlib.crc32(plain).to_bytes(4) + plain)
 

@@ -17,7 +17,7 @@ def audited(action: str, customer_id: str, subject: str, **note: Any) -> Iterato
     try:
         yield
     except DomainError as error:
-        refusal = note | {"refused": error.message}  # Stripe's request id stands in it
+        refusal = note | {"refused": error.message}  # which contains Stripe's request id
         with suppress(DomainError), db.transaction() as cur:
             audit.insert_audit(cur, action, customer_id=customer_id, subject=subject, note=refusal)
         raise

@@ -34,19 +34,19 @@ def failing_parts() -> dict[str, str]:
 
 
 def metrics_text() -> tuple[bytes, str]:
-    """Prometheus' text: this process's counters (all workers' under gunicorn), and the state of affairs."""
-    affairs = CollectorRegistry()
-    affairs.register(_Affairs())
-    told = generate_latest(affairs)  # first: asking the database makes this worker count its connections
+    """Prometheus' text: the counters of this process (gunicorn: of all workers), gauges of the database."""
+    business = CollectorRegistry()
+    business.register(_BusinessGauges())
+    gauges = generate_latest(business)
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry) + told, CONTENT_TYPE_LATEST
+    return generate_latest(registry) + gauges, CONTENT_TYPE_LATEST
 
 
-class _Affairs(Collector):
-    """Gauges that the database knows; without it only `billing_database_up 0`."""
+class _BusinessGauges(Collector):
+    """Gauges from the database; without it only `billing_database_up 0`."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:

@@ -75,10 +75,7 @@ def require_removable(kid: str, *, force: bool) -> Row:
 
 
 def remove(kid: str, *, force: bool) -> None:
-    """Take a key out of service. Running workers follow within a minute.
-
-    Whoever holds a license of this key must be given another.
-    """
+    """Take a key out of service; its licenses have to be replaced. Running workers follow within a minute."""
     require_removable(kid, force=force)
     with db.transaction("key.remove") as cur:
         if licenses.remove_license_key(cur, kid):

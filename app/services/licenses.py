@@ -71,7 +71,7 @@ def current_license(customer_id: str, presented: Token | None = None, *, renewin
 
 
 def is_current(license_row: Row) -> bool:
-    """Whether this license, if there is one, still says what the customer may use."""
+    """Whether this license, if there is one, still matches the entitlement."""
     renews_at = license_row["renews_at"]
     return (
         renews_at is not None
@@ -87,7 +87,7 @@ def is_older(license_row: Row, presented: Token | None) -> bool:
 
 
 def renew_license(cur: Cursor, customer_id: str, presented: Token | None = None) -> Row:
-    """Derive the entitlement again: the current license if it still says the same, else a fresh one."""
+    """Derive the entitlement again: the current license if it still matches, else a fresh one."""
     customer = lock_customer_or_404(cur, customer_id)
     if customer["revoked_at"]:
         raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
@@ -105,7 +105,7 @@ def lock_customer_or_404(cur: Cursor, customer_id: str) -> Row:
 def issue_license(
     cur: Cursor, customer: Row, entitlement: Entitlement | None = None, *, not_before: datetime | None = None
 ) -> Row:
-    """The current license if it says the same as the entitlement (derived unless given), else a fresh one.
+    """The current license if it matches the entitlement (derived unless given), else a fresh one.
 
     For a transaction that has locked the customer and looked for a revocation. `not_before`: the least `iat`.
     """
@@ -161,7 +161,7 @@ def issue_license(
 
 
 def revoke(customer_id: str, reason: str | None) -> Row:
-    """Revoke every license of a customer, and give out none until reinstated. Twice is once."""
+    """Revoke every license of a customer, and issue none until reinstated. No effect a second time."""
     with db.transaction("license.revoke") as cur:
         customer = lock_customer_or_404(cur, customer_id)
         if customer["revoked_at"]:
@@ -171,7 +171,7 @@ def revoke(customer_id: str, reason: str | None) -> Row:
 
 
 def reinstate(customer_id: str) -> tuple[Row, Row, bool]:
-    """Give out licenses again: customer, license, and whether it was revoked. Revoked licenses stay so."""
+    """Issue licenses again: customer, license, and whether it was revoked. Revoked licenses stay revoked."""
     with db.transaction("license.reinstate") as cur:
         customer = lock_customer_or_404(cur, customer_id)
         was_revoked = customer["revoked_at"] is not None
@@ -195,7 +195,7 @@ def _own_keys() -> list[SigningKey]:
         if not has_request_context():
             raise
         log.error("licenses cannot be signed: %s", error)
-        raise Unavailable("Licenses cannot be signed at the moment.") from None
+        raise Unavailable("Licenses cannot be signed now.") from None
 
 
 def register_key(cur: Cursor, key: PublicKey) -> None:
