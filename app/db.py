@@ -1,8 +1,10 @@
 """PostgreSQL: one connection per thread, statements, transactions, leases. The only file that commits."""
 
 import logging
+import os
 import secrets
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -110,37 +112,50 @@ class Database:
     def lease(self, name: str, wait_seconds: float = 5) -> Iterator[None]:
         """A lock for the time that Stripe is called, as it keeps no transaction open.
 
-        It is a row that ends by itself after a minute, should its owner be killed. Raises Unavailable when
-        another one still has it after `wait_seconds`.
+        It is a row that ends by itself after a minute, or with its process, where that was on this machine.
+        Raises Unavailable when another one still holds it after `wait_seconds`.
         """
-        token, deadline = secrets.token_hex(8), time.monotonic() + wait_seconds
-        while not self._take_lease(name, token):
-            if time.monotonic() > deadline:
+        token = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        deadline = time.monotonic() + wait_seconds
+        while (holder := self._take_lease(name, token)) != token:
+            if holder and _has_ended(holder):
+                self._give_back_lease(name, holder)
+            elif time.monotonic() > deadline:
                 raise Unavailable(BUSY)
-            time.sleep(0.05)
+            else:
+                time.sleep(0.05)
         try:
             yield
         finally:
-            with suppress(Unavailable), self.statement() as cur:
-                cur.execute(
-                    "DELETE FROM leases WHERE name = %(name)s AND token = %(token)s",
-                    {"name": name, "token": token},
-                )
+            with suppress(Unavailable):
+                self._give_back_lease(name, token)
 
-    def _take_lease(self, name: str, token: str) -> bool:
+    def _take_lease(self, name: str, token: str) -> str | None:
+        """Whose it is now: `token`, another one's, or None for one that was given back meanwhile."""
         with self.statement() as cur:
-            return bool(
-                cur.one(
-                    """
-                    INSERT INTO leases AS lease (name, token, ends_at)
-                    VALUES (%(name)s, %(token)s, CLOCK_TIMESTAMP() + %(seconds)s * INTERVAL '1 second')
-                        ON CONFLICT (name) DO UPDATE
-                       SET token = EXCLUDED.token, ends_at = EXCLUDED.ends_at
-                     WHERE lease.ends_at < CLOCK_TIMESTAMP()
-                 RETURNING token
-                    """,
-                    {"name": name, "token": token, "seconds": LEASE_SECONDS},
+            row = cur.one(
+                """
+                WITH taken AS (
+                     INSERT INTO leases AS lease (name, token, ends_at)
+                     VALUES (%(name)s, %(token)s, CLOCK_TIMESTAMP() + %(seconds)s * INTERVAL '1 second')
+                         ON CONFLICT (name) DO UPDATE
+                        SET token = EXCLUDED.token, ends_at = EXCLUDED.ends_at
+                      WHERE lease.ends_at < CLOCK_TIMESTAMP()
+                  RETURNING token
                 )
+                SELECT token FROM taken
+                 UNION ALL
+                SELECT token FROM leases WHERE name = %(name)s AND NOT EXISTS (SELECT FROM taken)
+                """,
+                {"name": name, "token": token, "seconds": LEASE_SECONDS},
+            )
+        return row["token"] if row else None
+
+    def _give_back_lease(self, name: str, token: str) -> None:
+        with self.statement() as cur:
+            cur.execute(
+                "DELETE FROM leases WHERE name = %(name)s AND token = %(token)s",
+                {"name": name, "token": token},
             )
 
     def close(self) -> None:
@@ -207,6 +222,20 @@ def lock(cur: Cursor, name: str, seconds: float) -> None:
     cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{seconds}s"})
     cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0))", {"name": name})
     cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{LOCK_SECONDS}s"})
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether the process that took a lease was on this machine, and is gone."""
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's process: it lives
+        pass
+    return False
 
 
 def _is_readable(connection: psycopg2.extensions.connection) -> bool:

@@ -60,6 +60,6 @@ CREATE INDEX idempotency_keys_created_at_idx ON idempotency_keys (created_at);
 -- Locks for the time that Stripe is called, without an open transaction; they end by themselves.
 CREATE TABLE leases (
     name    VARCHAR(255) PRIMARY KEY,
-    token   CHAR(16)     NOT NULL,
+    token   VARCHAR(255) NOT NULL,
     ends_at TIMESTAMPTZ  NOT NULL
 );
