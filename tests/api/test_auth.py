@@ -306,7 +306,7 @@ def text_tricks(f):
         f.real(claims=f.claims | {"x": "y" * 2**20}), f.real(b"[" * 2**20),
     )  # fmt: skip
     # 256 bytes leave four bits of the last character unused: other spellings of the same signature.
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # pragma: allowlist secret
     first = letters.index(signature[-1]) // 16 * 16
     yield from (f.token[:-1] + other for other in letters[first : first + 16] if other != signature[-1])
 

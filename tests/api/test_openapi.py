@@ -19,10 +19,12 @@ PYTHON_CLIENT = """
 from billing_client import AuthenticatedClient
 from billing_client.api.customers import create_customer, show_customer
 from billing_client.api.usage import report_usage
-from billing_client.models import Customer, NewCustomerAnswer, NewCustomerRequest, NewReport, ReportAnswer
+from billing_client.models import Customer, NewCustomerAnswer, NewCustomerRequest
+from billing_client.models import NewReport, ReportAnswer
 
 client = AuthenticatedClient(base_url="{url}", token="{key}")
-created = create_customer.sync(client=client, body=NewCustomerRequest(email="generated@example.com", name="Generated"))
+new = NewCustomerRequest(email="generated@example.com", name="Generated")
+created = create_customer.sync(client=client, body=new)
 assert isinstance(created, NewCustomerAnswer), created
 own = AuthenticatedClient(base_url="{url}", token=created.license_)
 report = NewReport(customer_id=created.customer_id, active_devices=4, total_devices=10)

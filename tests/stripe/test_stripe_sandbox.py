@@ -1033,7 +1033,7 @@ def test_tax_on_invoices(
         billing_address_collection="required",
         customer_update={"address": "auto", "name": "auto"},
     )
-    vat = {"type": "eu_vat", "value": "DE123456789"}
+    vat = {"type": "eu_vat", "value": "DE123456789"}  # pragma: allowlist secret
     done = sandbox.pay(session.id, address={"country": "DE"}, tax_id=vat)
     assert (done["amount_total"], done["total_details"]["amount_tax"]) == (total, tax)
     assert done["customer_details"]["tax_ids"] == [vat]
