@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 from app.context import now
@@ -278,7 +278,11 @@ def evidence_of(customer_id: str, day: date) -> Row:
         revisions = overage.select_days(cur, customer_id, day)
     if not revisions:
         raise NotFound(f"There is no overage of {day} on record.")
-    return {**revisions[-1], "revisions": revisions}
+    reports = [
+        report | {"reportedAt": datetime.fromisoformat(report["reportedAt"]).astimezone(UTC)}
+        for report in revisions[-1]["reports"]
+    ]
+    return {**revisions[-1], "reports": reports, "revisions": revisions}
 
 
 @contextmanager

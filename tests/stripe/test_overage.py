@@ -134,9 +134,9 @@ def test_the_renewal_carries_one_line(shop_over: Overage):
 
     evidence = over.shop.get(f"/api/usage/{customer_id}/billing/{first}")
     assert evidence["invoiceItemId"] == over.items()[0]["id"]
-    assert [(r["instanceId"], r["activeDevices"]) for r in evidence["reports"]] == [
-        ("dev-1", 14),
-        ("dev-2", 3),
+    assert [(r["instanceId"], r["activeDevices"], r["reportedAt"]) for r in evidence["reports"]] == [
+        ("dev-1", 14, f"{first}T12:00:00Z"),
+        ("dev-2", 3, f"{first}T01:00:00Z"),
     ]
 
 
