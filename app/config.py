@@ -82,7 +82,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         port=port,
         base_url=(env.url("BASE_URL") or f"http://localhost:{port}").rstrip("/"),
         admin_api_keys=env.secrets("ADMIN_API_KEY"),
-        stripe_secret_key=env.text("STRIPE_SECRET_KEY"),
+        stripe_secret_key=env.stripe_key("STRIPE_SECRET_KEY"),
         stripe_webhook_secrets=env.secrets("STRIPE_WEBHOOK_SECRET"),
         stripe_prices={
             (plan, interval): price
@@ -188,6 +188,12 @@ class _Reader:
         if any(len(key) < MIN_SECRET_LENGTH for key in keys):
             raise ConfigError(f"{name}: each must have at least {MIN_SECRET_LENGTH} characters")
         return keys
+
+    def stripe_key(self, name: str) -> str | None:
+        text = self.text(name)
+        if text is not None and not re.fullmatch(r"[sr]k_\w+", text, re.ASCII):
+            raise ConfigError(f"{name}: expected a secret or restricted key of Stripe, sk_… or rk_…")
+        return text
 
     def path(self, name: str, default: str) -> Path:
         return ROOT / (self.text(name) or default)

@@ -20,6 +20,7 @@ from app.config import ConfigError, load_settings
         ("ADMIN_API_KEY", "hunter2"),  # of fewer than 8 characters
         ("ADMIN_API_KEY", "long-enough-key,hunter2"),
         ("ADMIN_API_KEY", "hunter2 with spaces"),
+        ("STRIPE_SECRET_KEY", "pk_test_publishable"),
         ("STRIPE_WEBHOOK_SECRET", "hunter2"),
         ("RATELIMIT_ADMIN", "²/minute"),
         ("RATELIMIT_ADMIN", "0/minute"),
