@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from app.context import now
 from app.db import Row
-from app.entitlements import describe, is_live, is_local
+from app.entitlements import KNOWN_STATUSES, describe, is_live, is_local
 from app.errors import Conflict, Unavailable, invalid_field
 from app.extensions import db, settings, stripe
 from app.plans import PLANS
@@ -117,6 +117,8 @@ def instead_of_checkout(rows: Iterable[Row]) -> str | None:
             return "This customer's subscription is paused. Resume it at Stripe, or cancel it first."
         if row["status"] == "incomplete" and invoice:
             return f"This customer's first payment is still open. Pay it, or cancel the subscription.{pay}"
+        if row["status"] not in KNOWN_STATUSES:
+            return f"This customer's subscription is {row['status']}, which may still cost. Cancel it first."
     return None
 
 

@@ -264,7 +264,8 @@ def test_a_page_that_became_pointless_is_closed(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "instead"), [("unpaid", "invoice"), ("paused", "Resume"), ("past_due", "upgrade")]
+    ("status", "instead"),
+    [("unpaid", "invoice"), ("paused", "Resume"), ("past_due", "upgrade"), ("new_at_stripe", "Cancel")],
 )
 def test_a_subscription_that_is_not_over_is_409(shop: Shop, status: str, instead: str) -> None:
     customer_id, subscription_id = shop.subscribe()
