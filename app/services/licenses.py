@@ -138,6 +138,8 @@ def issue_license(
             fingerprint(claims),
             entitlement.device_limit,
         )
+        # A cancellation before the period's end changes no claim, yet shortens the license.
+        is_same = is_same and current["expires_at"] <= expires_at
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
             licenses.confirm_license(cur, current["jti"], PLAN_TABLE)
             return current

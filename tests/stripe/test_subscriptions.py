@@ -11,6 +11,7 @@ from app.entitlements import LIVE_STATUSES
 from tests.conftest import ADMIN
 from tests.factories import bearer
 from tests.shop import Shop
+from tests.tokens import claims_of
 
 Sql = Callable[..., list[dict[str, Any]]]
 STATUSES = (
@@ -256,6 +257,17 @@ def test_cancel_now(shop: Shop, sql: Sql) -> None:
     lines = sql("SELECT actor, after FROM audit_log WHERE action = 'subscription.cancel' ORDER BY id")
     assert {line["actor"].partition(":")[0] for line in lines} == {"admin"}
     assert ["refused" in line["after"] for line in lines] == [False, False, True]
+
+
+def test_a_cancellation_before_the_period_ends_shortens_the_license(shop: Shop) -> None:
+    customer_id, subscription_id = shop.subscribe()
+    cancel_at = shop.sandbox.now() + 5 * 86400
+    shop.sandbox.update_subscription(subscription_id, cancel_at=cancel_at)
+    before = shop.get(f"/api/licenses/{customer_id}")["license"]
+    shop.deliver()
+    given = shop.get(f"/api/licenses/{customer_id}")["license"]
+    assert (given != before, claims_of(given)["exp"]) == (True, cancel_at + 7 * 86400)
+    assert shop.get(f"/api/licenses/{customer_id}")["license"] == given
 
 
 def test_cancel_at_period_end_and_resume(shop: Shop, sql: Sql) -> None:
