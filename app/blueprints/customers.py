@@ -6,14 +6,7 @@ from app.api import Blueprint
 from app.auth import admin, caller, own
 from app.db import Cursor, Row
 from app.idempotency import idempotent
-from app.schemas.customers import (
-    CustomerSchema,
-    CustomersPage,
-    CustomersQuery,
-    NewCustomerAnswer,
-    NewCustomerRequest,
-    UpdateCustomerRequest,
-)
+from app.schemas import customers as schemas
 from app.schemas.paging import cursor, cut
 from app.schemas.subscriptions import InvoicesAnswer, InvoicesQuery, PortalAnswer, PortalRequest
 from app.services import checkout, customers
@@ -24,8 +17,8 @@ blp = Blueprint("customers", __name__, url_prefix="/api/customers", description=
 @blp.route("", methods=["POST"], errors=(409,))
 @admin
 @idempotent(in_transaction=True)
-@blp.arguments(NewCustomerRequest)
-@blp.response(201, NewCustomerAnswer)
+@blp.arguments(schemas.NewCustomerRequest)
+@blp.response(201, schemas.NewCustomerAnswer)
 def create(body: dict[str, Any], cur: Cursor) -> Row:
     """Add a customer, with a running trial and its license"""
     customer, license_row = customers.create_customer(cur, **body)
@@ -34,8 +27,8 @@ def create(body: dict[str, Any], cur: Cursor) -> Row:
 
 @blp.route("", methods=["GET"])
 @admin
-@blp.arguments(CustomersQuery, location="query")
-@blp.response(200, CustomersPage)
+@blp.arguments(schemas.CustomersQuery, location="query")
+@blp.response(200, schemas.CustomersPage)
 def list_customers(query: dict[str, Any]) -> Row:
     """List customers, oldest first"""
     limit, after = query.pop("limit"), query.pop("cursor")
@@ -45,7 +38,7 @@ def list_customers(query: dict[str, Any]) -> Row:
 
 @blp.route("/<customer_id>", methods=["GET"])
 @own(checked_by_query=True)
-@blp.response(200, CustomerSchema)
+@blp.response(200, schemas.CustomerSchema)
 def show(customer_id: str) -> Row:
     """Show a customer"""
     return customers.describe_one(customer_id, caller().license)
@@ -53,8 +46,8 @@ def show(customer_id: str) -> Row:
 
 @blp.route("/<customer_id>", methods=["PATCH"], errors=(409, 502))
 @admin
-@blp.arguments(UpdateCustomerRequest)
-@blp.response(200, CustomerSchema)
+@blp.arguments(schemas.UpdateCustomerRequest)
+@blp.response(200, schemas.CustomerSchema)
 def update(body: dict[str, Any], customer_id: str) -> Row:
     """Change a customer's email, name or company"""
     return customers.update_customer(customer_id, body)

@@ -6,17 +6,7 @@ from app.api import Blueprint
 from app.auth import admin, caller, own, require_own
 from app.db import Cursor, Row
 from app.idempotency import idempotent
-from app.schemas.subscriptions import (
-    CancelRequest,
-    CheckoutAnswer,
-    CheckoutRequest,
-    DeployedCheckoutAnswer,
-    EmptyRequest,
-    LicensedSubscriptionAnswer,
-    SubscriptionAnswer,
-    TrialRequest,
-    UpgradeRequest,
-)
+from app.schemas import subscriptions as schemas
 from app.services import checkout as checkouts
 from app.services import subscriptions
 
@@ -28,8 +18,8 @@ blp = Blueprint(
 @blp.route("/create-checkout", methods=["POST"], errors=(402, 404, 409, 502))
 @own()
 @idempotent
-@blp.arguments(CheckoutRequest)
-@blp.response(201, CheckoutAnswer)
+@blp.arguments(schemas.CheckoutRequest)
+@blp.response(201, schemas.CheckoutAnswer)
 def create_checkout(body: dict[str, Any]) -> Row:
     """Open a Stripe Checkout page"""
     require_own(body["customer_id"])
@@ -39,8 +29,8 @@ def create_checkout(body: dict[str, Any]) -> Row:
 @blp.route("/checkout", methods=["POST"], errors=(402, 404, 409, 502))
 @own()
 @idempotent(route="/api/subscriptions/create-checkout")
-@blp.arguments(CheckoutRequest)
-@blp.response(201, DeployedCheckoutAnswer)
+@blp.arguments(schemas.CheckoutRequest)
+@blp.response(201, schemas.DeployedCheckoutAnswer)
 def checkout(body: dict[str, Any]) -> Row:
     """Open a Stripe Checkout page, under the name that deployed clients use"""
     require_own(body["customer_id"])
@@ -50,8 +40,8 @@ def checkout(body: dict[str, Any]) -> Row:
 @blp.route("/create-trial", methods=["POST"], errors=(404, 409))
 @admin
 @idempotent(in_transaction=True)
-@blp.arguments(TrialRequest)
-@blp.response(201, LicensedSubscriptionAnswer)
+@blp.arguments(schemas.TrialRequest)
+@blp.response(201, schemas.LicensedSubscriptionAnswer)
 def create_trial(body: dict[str, Any], cur: Cursor) -> Row:
     """Begin the one trial of a plan"""
     return _answer(*subscriptions.create_trial(cur, **body))
@@ -59,7 +49,7 @@ def create_trial(body: dict[str, Any], cur: Cursor) -> Row:
 
 @blp.route("/<any_id>", methods=["GET"])
 @own()
-@blp.response(200, SubscriptionAnswer)
+@blp.response(200, schemas.SubscriptionAnswer)
 def show(any_id: str) -> Row:
     """Show a subscription, or the one that counts for a customer"""
     return {"subscription": subscriptions.get_subscription(any_id, only_of=caller().customer_id)}
@@ -67,8 +57,8 @@ def show(any_id: str) -> Row:
 
 @blp.route("/<subscription_id>/upgrade", methods=["POST"], errors=(402, 409, 502))
 @admin
-@blp.arguments(UpgradeRequest)
-@blp.response(200, LicensedSubscriptionAnswer)
+@blp.arguments(schemas.UpgradeRequest)
+@blp.response(200, schemas.LicensedSubscriptionAnswer)
 def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
     """Move to another plan or interval, up or down"""
     return _answer(*subscriptions.upgrade(subscription_id, **body))
@@ -76,8 +66,8 @@ def upgrade(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/cancel", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(CancelRequest)
-@blp.response(200, SubscriptionAnswer)
+@blp.arguments(schemas.CancelRequest)
+@blp.response(200, schemas.SubscriptionAnswer)
 def cancel(body: dict[str, Any], subscription_id: str) -> Row:
     """End now, or at the end of the paid period"""
     return {"subscription": subscriptions.cancel(subscription_id, **body)}
@@ -85,8 +75,8 @@ def cancel(body: dict[str, Any], subscription_id: str) -> Row:
 
 @blp.route("/<subscription_id>/resume", methods=["POST"], errors=(409, 502))
 @admin
-@blp.arguments(EmptyRequest)
-@blp.response(200, SubscriptionAnswer)
+@blp.arguments(schemas.EmptyRequest)
+@blp.response(200, schemas.SubscriptionAnswer)
 def resume(_: dict[str, Any], subscription_id: str) -> Row:
     """Withdraw a pending cancellation"""
     return {"subscription": subscriptions.resume(subscription_id)}

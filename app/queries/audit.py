@@ -26,32 +26,20 @@ def insert_audit(
     )  # fmt: skip
 
 
-def select_audit(cur: Cursor, *, customer_id: str | None = None, limit: int | None = None) -> list[Row]:
-    """The newest lines, newest first."""
+def select_audit(
+    cur: Cursor, *, customer_id: str | None = None, limit: int | None = None, only_refused: bool = False
+) -> list[Row]:
+    """The newest lines, newest first. `only_refused`: what was asked for in vain, `after` holds why."""
     return cur.all(
         """
         SELECT at, actor, action, customer_id, subject, before, after, request_id
           FROM audit_log
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
+           AND (NOT %(only_refused)s OR after ->> 'refused' IS NOT NULL)
          ORDER BY id DESC
          LIMIT %(limit)s
         """,
-        {"customer_id": customer_id, "limit": limit},
-    )
-
-
-def select_refusals(cur: Cursor, customer_id: str, limit: int) -> list[Row]:
-    """Requests for this customer that were refused, newest first."""
-    return cur.all(
-        """
-        SELECT at, actor, action, subject, after ->> 'refused' AS message
-          FROM audit_log
-         WHERE customer_id = %(customer_id)s
-           AND after ->> 'refused' IS NOT NULL
-         ORDER BY id DESC
-         LIMIT %(limit)s
-        """,
-        {"customer_id": customer_id, "limit": limit},
+        {"customer_id": customer_id, "limit": limit, "only_refused": only_refused},
     )
 
 

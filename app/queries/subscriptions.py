@@ -10,64 +10,57 @@ COLUMNS = """subscription_id, customer_id, stripe_subscription_id, stripe_price_
              amount, currency, details, status, paid, trial_ends_at, current_period_starts_at,
              current_period_ends_at, cancel_at_period_end, cancel_at, ended_at, changes, event_id, fetched_at,
              created_at, updated_at, id"""
-OF_CUSTOMER = (
+CUSTOMER = (
     "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices", "retention_days",
     "overage_price", "overage_cap", "revoked_at", "revoke_reason", "tokens_revoked_at", "erased_at",
-    "created_at", "updated_at", "license_known", "license_revoked_at",
+    "created_at", "updated_at",
 )  # fmt: skip
-OF_SUBSCRIPTION = (
+SUBSCRIPTION = (
     "id", "subscription_id", "stripe_subscription_id", "plan", "billing_interval", "status", "trial_ends_at",
     "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end", "cancel_at", "ended_at",
     "created_at", "updated_at",
 )  # fmt: skip
-"""What `find_customer` returns, in this order."""
-LISTED = (
-    "id", "customer_id", "email", "name", "company_name", "stripe_customer_id", "max_devices",
-    "retention_days", "overage_price", "overage_cap", "revoked_at", "created_at", "updated_at",
+OF_CUSTOMER = (*CUSTOMER, "license_known", "license_revoked_at")
+"""What `find_customer` returns of the customer, in this order; behind it come SUBSCRIPTION."""
+LISTED = (*CUSTOMER, "id")
+FETCHED = (
+    "customer_id", "stripe_price_id", "plan", "billing_interval", "amount", "currency", "details", "status",
+    "trial_ends_at", "current_period_starts_at", "current_period_ends_at", "cancel_at_period_end",
+    "cancel_at", "ended_at",
 )  # fmt: skip
+"""What is replaced at each fetch from Stripe."""
 
 
-def insert_trial(
-    cur: Cursor,
-    *,
-    subscription_id: str,
-    customer_id: str,
-    plan: str,
-    starts_at: datetime,
-    ends_at: datetime,
-) -> Row:
-    """Begin a trial of our own. A second running one raises psycopg2's UniqueViolation."""
+def insert_trial(cur: Cursor, trial: Row, starts_at: datetime, days: int) -> Row:
+    """Begin a trial of our own: subscription_id, customer_id, plan. Raises UniqueViolation beside another."""
     return cur.exactly_one(
         f"""
-        INSERT INTO subscriptions (subscription_id, customer_id, plan, status, trial_ends_at,
-                                   current_period_starts_at, current_period_ends_at, created_at)
-        VALUES (%(subscription_id)s, %(customer_id)s, %(plan)s, 'trialing', %(ends_at)s,
-                %(starts_at)s, %(ends_at)s, %(starts_at)s)
+        INSERT INTO subscriptions (subscription_id, customer_id, plan, status, created_at, trial_ends_at,
+                                   current_period_starts_at, current_period_ends_at)
+        SELECT %(subscription_id)s, %(customer_id)s, %(plan)s, 'trialing', %(starts_at)s, ends_at,
+               %(starts_at)s, ends_at
+          FROM (SELECT %(starts_at)s + %(days)s * INTERVAL '24 hours' AS ends_at) AS period
      RETURNING {COLUMNS}
         """,
-        {
-            "subscription_id": subscription_id,
-            "customer_id": customer_id,
-            "plan": plan,
-            "starts_at": starts_at,
-            "ends_at": ends_at,
-        },
+        trial | {"starts_at": starts_at, "days": days},
     )
 
 
-def end_trials(cur: Cursor, customer_id: str, ended_at: datetime) -> list[Row]:
-    """End every trial of our own that this customer has; one that ran out keeps its own end."""
+def end_subscriptions(cur: Cursor, customer_id: str, ended_at: datetime, *, only_trials: bool) -> list[Row]:
+    """End what this customer still has here; a trial of our own that ran out keeps its own end."""
     return cur.all(
         f"""
         UPDATE subscriptions
-           SET status = 'canceled', ended_at = LEAST(trial_ends_at, %(ended_at)s),
-               updated_at = CURRENT_TIMESTAMP
+           SET status = 'canceled', updated_at = CURRENT_TIMESTAMP,
+               ended_at = COALESCE(ended_at, CASE WHEN stripe_subscription_id IS NULL
+                                                  THEN LEAST(trial_ends_at, %(ended_at)s)
+                                                  ELSE %(ended_at)s END)
          WHERE customer_id = %(customer_id)s
-           AND stripe_subscription_id IS NULL
-           AND status = 'trialing'
+           AND status NOT IN ('canceled', 'incomplete_expired')
+           AND (stripe_subscription_id IS NULL OR NOT %(only_trials)s)
      RETURNING {COLUMNS}
         """,
-        {"customer_id": customer_id, "ended_at": ended_at},
+        {"customer_id": customer_id, "ended_at": ended_at, "only_trials": only_trials},
     )
 
 
@@ -87,20 +80,15 @@ def select_subscriptions(cur: Cursor, customer_ids: list[str]) -> list[Row]:
 def select_customer_with_subscriptions(
     cur: Cursor, customer_id: str, jti: str | None = None
 ) -> tuple[Row, list[Row]] | None:
-    """A customer and every subscription it ever had; the pair that most readers need, in one round trip.
+    """A customer and every subscription it ever had, in one round trip, as most readers need them.
 
     Both with what they are described by, and what is known of the license presented (`jti`).
     """
     cur.execute(
         "SELECT * FROM find_customer(%(customer_id)s, %(jti)s)", {"customer_id": customer_id, "jti": jti}
     )
-    found = cur.fetchall()
-    if not found:
-        return None
-    customer = dict(zip(OF_CUSTOMER, found[0], strict=False))
-    width = len(OF_CUSTOMER)
-    rows = [dict(zip(OF_SUBSCRIPTION, row[width:], strict=True), customer_id=customer_id) for row in found]
-    return customer, rows if rows[0]["id"] is not None else []
+    pairs = [_pair(OF_CUSTOMER, row) for row in cur.fetchall()]
+    return (pairs[0][0], [subscription for _, subscription in pairs if subscription]) if pairs else None
 
 
 def select_customers_with_current(
@@ -116,12 +104,12 @@ def select_customers_with_current(
 ) -> list[tuple[Row, Row | None]]:
     """Customers, oldest first, each with the subscription that counts at that time. Erased ones are left out.
 
-    `q` is a part of email, name, company or id; `plan` and `status` are those of the subscription.
+    `after` is an `id`; `q` a part of email, name, company or id; `plan` and `status` are the subscription's.
     """
     cur.execute(
         f"""
         SELECT {", ".join(f"c.{name}" for name in LISTED)},
-               {", ".join(f"s.{name}" for name in OF_SUBSCRIPTION)}
+               {", ".join(f"s.{name}" for name in SUBSCRIPTION)}
           FROM customers AS c
           LEFT JOIN LATERAL current_subscription(c.customer_id, %(at)s) AS s ON TRUE
          WHERE c.erased_at IS NULL
@@ -139,14 +127,15 @@ def select_customers_with_current(
             "at": at, "limit": limit, "after": after, "email": email, "q": q, "plan": plan, "status": status,
         },
     )  # fmt: skip
-    found: list[tuple[Row, Row | None]] = []
-    for row in cur.fetchall():
-        customer = dict(zip(LISTED, row, strict=False))
-        current = dict(
-            zip(OF_SUBSCRIPTION, row[len(LISTED) :], strict=True), customer_id=customer["customer_id"]
-        )
-        found.append((customer, current if current["id"] is not None else None))
-    return found
+    return [_pair(LISTED, row) for row in cur.fetchall()]
+
+
+def _pair(of_customer: tuple[str, ...], row: tuple[Any, ...]) -> tuple[Row, Row | None]:
+    """A customer and a subscription, None without one, of a row that has the columns of both."""
+    customer = dict(zip(of_customer, row, strict=False))
+    subscription = dict(zip(SUBSCRIPTION, row[len(of_customer) :], strict=True))
+    has_one = subscription["id"] is not None
+    return customer, subscription | {"customer_id": customer["customer_id"]} if has_one else None
 
 
 def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:
@@ -157,42 +146,24 @@ def select_subscription(cur: Cursor, subscription_id: str) -> Row | None:
     )
 
 
-def upsert_stripe_subscription(cur: Cursor, subscription: dict[str, Any]) -> Row:
-    """Store a subscription as Stripe has it now, at the customer whose it is now; `paid` never goes back,
-    an event stays the cause.
+def upsert_stripe_subscription(cur: Cursor, subscription: Row) -> None:
+    """Store a subscription as Stripe has it now, at the customer whose it is now.
+
+    `paid` never goes back, an event stays the cause.
     """
-    return cur.exactly_one(
+    cur.execute(
         f"""
         INSERT INTO subscriptions AS known (
-               subscription_id, stripe_subscription_id, customer_id, stripe_price_id, plan, billing_interval,
-               amount, currency, details, status, paid, trial_ends_at, current_period_starts_at,
-               current_period_ends_at, cancel_at_period_end, cancel_at, ended_at, created_at, event_id,
-               fetched_at)
-        VALUES (%(subscription_id)s, %(subscription_id)s, %(customer_id)s, %(stripe_price_id)s, %(plan)s,
-               %(billing_interval)s, %(amount)s, %(currency)s, %(details)s, %(status)s, %(paid)s,
-               %(trial_ends_at)s, %(current_period_starts_at)s, %(current_period_ends_at)s,
-               %(cancel_at_period_end)s, %(cancel_at)s, %(ended_at)s, %(created_at)s, %(event_id)s,
-               CURRENT_TIMESTAMP)
+               subscription_id, stripe_subscription_id, paid, created_at, event_id, fetched_at,
+               {", ".join(FETCHED)})
+        VALUES (%(subscription_id)s, %(subscription_id)s, %(paid)s, %(created_at)s, %(event_id)s,
+               CURRENT_TIMESTAMP, {", ".join(f"%({name})s" for name in FETCHED)})
             ON CONFLICT (subscription_id) DO UPDATE
-           SET customer_id = EXCLUDED.customer_id,
-               stripe_price_id = EXCLUDED.stripe_price_id,
-               plan = EXCLUDED.plan,
-               billing_interval = EXCLUDED.billing_interval,
-               amount = EXCLUDED.amount,
-               currency = EXCLUDED.currency,
-               details = EXCLUDED.details,
-               status = EXCLUDED.status,
+           SET {", ".join(f"{name} = EXCLUDED.{name}" for name in FETCHED)},
                paid = known.paid OR EXCLUDED.paid,
-               trial_ends_at = EXCLUDED.trial_ends_at,
-               current_period_starts_at = EXCLUDED.current_period_starts_at,
-               current_period_ends_at = EXCLUDED.current_period_ends_at,
-               cancel_at_period_end = EXCLUDED.cancel_at_period_end,
-               cancel_at = EXCLUDED.cancel_at,
-               ended_at = EXCLUDED.ended_at,
                event_id = COALESCE(EXCLUDED.event_id, known.event_id),
                fetched_at = EXCLUDED.fetched_at,
                updated_at = CURRENT_TIMESTAMP
-     RETURNING {COLUMNS}
         """,
         subscription | {"details": json_text(subscription["details"])},
     )
@@ -210,18 +181,4 @@ def select_stripe_subscriptions(cur: Cursor) -> list[Row]:
     """Every subscription of Stripe's that we know."""
     return cur.all(
         f"SELECT {COLUMNS} FROM subscriptions WHERE stripe_subscription_id IS NOT NULL ORDER BY id"
-    )
-
-
-def end_all(cur: Cursor, customer_id: str, ended_at: datetime) -> None:
-    """End whatever an erased customer still has; Stripe has ended its own already."""
-    cur.execute(
-        """
-        UPDATE subscriptions
-           SET status = 'canceled', ended_at = COALESCE(ended_at, %(ended_at)s),
-               updated_at = CURRENT_TIMESTAMP
-         WHERE customer_id = %(customer_id)s
-           AND status NOT IN ('canceled', 'incomplete_expired')
-        """,
-        {"customer_id": customer_id, "ended_at": ended_at},
     )

@@ -85,7 +85,8 @@ class Url(Text):
     """An absolute http(s) address, as Stripe accepts them."""
 
     def __init__(self, **kwargs: Any) -> None:
-        metadata = {"format": "uri"} | kwargs.pop("metadata", {})
+        example = {"format": "uri", "example": "https://app.example.com/account"}
+        metadata = example | kwargs.pop("metadata", {})
         super().__init__(max_length=2000, metadata=metadata, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:

@@ -1,12 +1,11 @@
 """What Stripe shows a customer: checkout pages, the billing portal, invoices."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from app.context import now
 from app.db import Row
-from app.entitlements import KNOWN_STATUSES, describe, is_live, is_local
+from app.entitlements import KNOWN_STATUSES, describe, is_live
 from app.errors import Conflict, Unavailable, invalid_field
 from app.extensions import db, settings, stripe
 from app.plans import PLANS
@@ -15,9 +14,8 @@ from app.services.audit import audited
 from app.services.customers import digest, find_stripe_customers, get_customer, this_minute
 from app.services.licenses import lock_customer_or_404
 from app.services.stripe_sync import is_ours, price_plans, set_link, sync_customer
-from app.stripe_objects import named_by
+from app.stripe_objects import as_time, named_by
 
-SESSION_PLACEHOLDER: Final = "{CHECKOUT_SESSION_ID}"
 TAX: Final = {
     "automatic_tax": {"enabled": True},
     "tax_id_collection": {"enabled": True},
@@ -35,7 +33,7 @@ def start_checkout(
     cancel_url: str | None = None,
     promo_code: str | None = None,
 ) -> dict[str, Any]:
-    """A page where the customer subscribes: session_id, checkout_url, plan, interval, expires_at.
+    """A page where the customer subscribes: session_id, checkout_url, plan, expires_at.
 
     One page of a customer is open at a time, so that nobody pays twice in two tabs: asked for the same again
     it is the same page, asked for another it is closed. Raises Conflict with what to do instead while a
@@ -46,14 +44,14 @@ def start_checkout(
     with asked, db.lease(f"customer {customer_id}"):
         price = price_for_sale(plan, interval)
         stripe_id = ensure_stripe_customer(get_customer(customer_id))
-        success = success_url or f"{settings.base_url}/checkout/success?session_id={SESSION_PLACEHOLDER}"
+        own_pages = f"{settings.base_url}/checkout"
         params: dict[str, Any] = {
             "mode": "subscription",
             "customer": stripe_id,
             "client_reference_id": customer_id,
             "line_items": [{"price": price["id"], "quantity": 1}],
-            "success_url": success,
-            "cancel_url": cancel_url or f"{settings.base_url}/checkout/cancel",
+            "success_url": success_url or f"{own_pages}/success?session_id={{CHECKOUT_SESSION_ID}}",
+            "cancel_url": cancel_url or f"{own_pages}/cancel",
             "subscription_data": {"metadata": {"customer_id": customer_id}},
             **(TAX if settings.stripe_tax else {}),
         }
@@ -68,7 +66,8 @@ def start_checkout(
         pages = stripe.list_checkouts(stripe_id)
         is_open = [page for page in pages if page["status"] == "open"]
         same = [page for page in is_open if (page.get("metadata") or {}).get("wanted") == wanted][:1]
-        being_paid = [page for page in is_open if page not in same and not stripe.expire_checkout(page["id"])]
+        others = [page for page in is_open if page not in same]
+        being_paid = [page for page in others if not stripe.expire_checkout(page["id"])]
         # Asked only now that no other page can be paid any more: what was paid on one shows here.
         instead = instead_of_checkout(sync_customer(customer_id).subscriptions)
         if instead:
@@ -77,18 +76,14 @@ def start_checkout(
             raise Conflict(instead)
         if being_paid:
             raise Conflict("A payment is under way in an earlier checkout page. Look again in a minute.")
-        if same:
-            session = same[0]
-        else:
-            params["metadata"] = {"customer_id": customer_id, "wanted": wanted}
-            state = pages[0]["id"] if pages else "first"
-            session = stripe.create_checkout(params, f"checkout-{wanted}-after-{state}-{this_minute()}")
+        params["metadata"] = {"customer_id": customer_id, "wanted": wanted}
+        key = f"checkout-{wanted}-after-{pages[0]['id'] if pages else 'first'}-{this_minute()}"
+        session = same[0] if same else stripe.create_checkout(params, key)
     return {
         "session_id": session["id"],
         "checkout_url": session["url"],
         "plan": plan,
-        "interval": interval,
-        "expires_at": datetime.fromtimestamp(session["expires_at"], UTC),
+        "expires_at": as_time(session["expires_at"]),
     }
 
 
@@ -103,22 +98,20 @@ def price_for_sale(plan: str, interval: str) -> Row:
 
 
 def instead_of_checkout(rows: Iterable[Row]) -> str | None:
-    """What to do instead of a checkout while a subscription is not over; None: check out."""
+    """What to do while a subscription is not over; None: check out."""
     for row in rows:
-        invoice = (row["details"] or {}).get("unpaidInvoice")
+        status, invoice = row["status"], (row["details"] or {}).get("unpaidInvoice")
         pay = f" Its open invoice can be paid at {invoice['url']}" if invoice else ""
-        if is_local(row):
-            continue
         if is_live(row):
             return f"This customer has a live subscription. Use upgrade.{pay}"
-        if row["status"] == "unpaid":
+        if status == "unpaid":
             return f"This customer's subscription is unpaid. Pay its open invoice, or cancel it first.{pay}"
-        if row["status"] == "paused":
+        if status == "paused":
             return "This customer's subscription is paused. Resume it at Stripe, or cancel it first."
-        if row["status"] == "incomplete" and invoice:
+        if status == "incomplete" and invoice:
             return f"This customer's first payment is still open. Pay it, or cancel the subscription.{pay}"
-        if row["status"] not in KNOWN_STATUSES:
-            return f"This customer's subscription is {row['status']}, which may still cost. Cancel it first."
+        if status not in KNOWN_STATUSES:
+            return f"This customer's subscription is {status}, which may still cost. Cancel it first."
     return None
 
 
@@ -131,16 +124,15 @@ def ensure_stripe_customer(customer: Row) -> str:
         missing = sync_customer(customer_id).missing  # what the deleted one had ends, before it is forgotten
         if missing:
             raise Conflict(f"Stripe does not find {', '.join(missing)}. Look: flask customer explain")
-    named = [found for found in find_stripe_customers(customer) if found != known]
-    found = named[0] if named else _left_without_customer(customer)
+    named = (found for found in find_stripe_customers(customer) if found != known)
+    found = next(named, None) or _left_without_customer(customer)
     if found:
         adopt_stripe_customer(customer_id, found)
         return found
     name = customer["company_name"] or customer["name"]
     state = f"{known or 'none'}-{customer['updated_at'].timestamp()}-{this_minute()}"
-    created = stripe.create_customer(
-        customer_id, customer["email"], name, f"customer-{customer_id}-after-{state}"
-    )
+    key = f"customer-{customer_id}-after-{state}"
+    created = stripe.create_customer(customer_id, customer["email"], name, key)
     with db.transaction() as cur:
         set_link(cur, lock_customer_or_404(cur, customer_id), created)
     return str(created)
@@ -156,10 +148,11 @@ def _left_without_customer(customer: Row) -> str | None:
         named = named_by(found)
         paid = [] if named else list(stripe.list_subscriptions(found["id"]))
         with db.statement() as cur:
+            if customers.select_customer_by_stripe_id(cur, found["id"]):
+                continue
             is_lost = named is not None and customers.select_customer(cur, named) is None
-            is_linked = customers.select_customer_by_stripe_id(cur, found["id"]) is not None
             plan_of = price_plans(cur)
-            if not is_linked and (is_lost or any(is_ours(subscription, plan_of) for subscription in paid)):
+            if is_lost or any(is_ours(subscription, plan_of) for subscription in paid):
                 return str(found["id"])
     return None
 
@@ -176,16 +169,15 @@ def adopt_stripe_customer(customer_id: str, stripe_id: str) -> None:
 def complete_checkout(session_id: str) -> dict[str, Any] | None:
     """Sync the customer of a finished session of ours: its described subscription, None if not ours."""
     session = stripe.retrieve_checkout(session_id)
-    customer_id = (session or {}).get("client_reference_id")
-    if session is None or not isinstance(customer_id, str) or session["status"] != "complete":
+    if session is None or session["status"] != "complete":
         return None
     with db.statement() as cur:
-        customer = customers.select_customer(cur, customer_id)
-    if customer is None or customer["stripe_customer_id"] != session["customer"]:
+        customer = customers.select_customer_by_stripe_id(cur, session["customer"])
+    if customer is None or customer["customer_id"] != session.get("client_reference_id"):
         return None
-    synced = sync_customer(customer_id)
-    bought = [row for row in synced.subscriptions if row["subscription_id"] == session["subscription"]]
-    return describe(customer, bought[0], now()) if bought else None
+    synced = sync_customer(customer["customer_id"])
+    bought = (row for row in synced.subscriptions if row["subscription_id"] == session["subscription"])
+    return next((describe(customer, row, now()) for row in bought), None)
 
 
 def open_portal(customer_id: str, return_url: str | None = None) -> str:
@@ -202,23 +194,19 @@ def list_invoices(customer_id: str, limit: int = 50) -> list[dict[str, Any]]:
     """Stripe's invoices of this customer, newest first; nothing of them is stored."""
     customer = get_customer(customer_id)
     stripe_id = customer["stripe_customer_id"] or next(iter(find_stripe_customers(customer)), None)
-    return [_invoice(invoice) for invoice in (stripe.list_invoices(stripe_id, limit) if stripe_id else ())]
-
-
-def _invoice(invoice: Row) -> dict[str, Any]:
-    times = {
-        "created_at": invoice["created"],
-        "due_at": invoice.get("due_date"),
-        "paid_at": (invoice.get("status_transitions") or {}).get("paid_at"),
-        "next_payment_attempt_at": invoice.get("next_payment_attempt"),
-    }
-    return {
-        "number": invoice.get("number"),
-        "status": invoice["status"],
-        "currency": invoice["currency"],
-        "total": invoice["total"],
-        "amount_due": invoice["amount_due"],
-        **{name: at and datetime.fromtimestamp(at, UTC) for name, at in times.items()},
-        "hosted_invoice_url": invoice.get("hosted_invoice_url"),
-        "pdf_url": invoice.get("invoice_pdf"),
-    }
+    return [
+        {
+            "number": invoice.get("number"),
+            "status": invoice["status"],
+            "currency": invoice["currency"],
+            "total": invoice["total"],
+            "amount_due": invoice["amount_due"],
+            "created_at": as_time(invoice["created"]),
+            "due_at": as_time(invoice.get("due_date")),
+            "paid_at": as_time((invoice.get("status_transitions") or {}).get("paid_at")),
+            "next_payment_attempt_at": as_time(invoice.get("next_payment_attempt")),
+            "hosted_invoice_url": invoice.get("hosted_invoice_url"),
+            "pdf_url": invoice.get("invoice_pdf"),
+        }
+        for invoice in (stripe.list_invoices(stripe_id, limit) if stripe_id else ())
+    ]

@@ -1,11 +1,9 @@
 """Customers: joining with a trial, changing their details, figures of their own."""
 
+import base64
 import hashlib
-import hmac
 import secrets
-import string
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from psycopg2.errors import UniqueViolation
 
@@ -19,9 +17,6 @@ from app.licenses import Token
 from app.queries import customers, subscriptions
 from app.services.licenses import issue_license, lock_customer_or_404, require_serving
 from app.stripe_objects import named_by
-
-ID_LENGTH: Final = 16
-_ID_ALPHABET: Final = string.ascii_lowercase + string.digits
 
 
 def create_customer(
@@ -37,38 +32,30 @@ def create_customer(
     With a plan that is its one trial of a paid plan. If the trial was used up before an erasure, it begins as
     expired; Conflict when a plan is asked for then, or when the address is taken.
     """
-    customer_id, at = new_id("cust_"), now().replace(microsecond=0)
-    customer = customers.insert_customer(
-        cur, customer_id=customer_id, email=email, name=name, company_name=company_name
-    )
+    at, plan = now().replace(microsecond=0), plan or "trial"
+    trial_is_used = customers.select_email_was_erased(cur, email)
+    wanted = {
+        "customer_id": new_id("cust_"),
+        "email": email,
+        "name": name,
+        "company_name": company_name,
+        "trial_used_at": at if trial_is_used or plan != "trial" else None,
+    }
+    customer = customers.insert_customer(cur, wanted)
     if customer is None:
-        there = customers.select_customers(cur, limit=1, email=email)
-        raise Conflict(f"There is a customer with this email already: {there[0]['customer_id']}.")
-    trial_is_used = trial_used_before_erasure(cur, email)
-    if trial_is_used and plan not in (None, "trial"):
+        there = customers.find_customer(cur, email) or {}
+        raise Conflict(f"There is a customer with this email already: {there.get('customer_id')}.")
+    if trial_is_used and plan != "trial":
         raise Conflict("The trial of this email is used up. Create it without a plan, then use checkout.")
-    if trial_is_used:
-        customers.update_trial_used(cur, customer_id, at)
-    started = start_trial(cur, customer, plan or "trial", days=0 if trial_is_used else settings.trial_days)
+    started = start_trial(cur, customer, plan, days=0 if trial_is_used else settings.trial_days)
     entitlement = entitle(customer, [started], now())
     return describe_customer(customer, [started], now()), issue_license(cur, customer, entitlement)
 
 
 def start_trial(cur: Cursor, customer: Row, plan: str, *, days: int) -> Row:
-    """End the trial that there may be and begin one of `plan`, inside the caller's transaction."""
-    at, customer_id = now().replace(microsecond=0), customer["customer_id"]
-    subscriptions.end_trials(cur, customer_id, at)
-    started = subscriptions.insert_trial(
-        cur,
-        subscription_id=new_id("trial_"),
-        customer_id=customer_id,
-        plan=plan,
-        starts_at=at,
-        ends_at=at + timedelta(days=days),
-    )
-    if plan != "trial":
-        customers.update_trial_used(cur, customer_id, at)
-    return started
+    """Begin a trial of our own, inside the caller's transaction."""
+    trial = {"subscription_id": new_id("trial_"), "customer_id": customer["customer_id"], "plan": plan}
+    return subscriptions.insert_trial(cur, trial, now().replace(microsecond=0), days)
 
 
 def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
@@ -82,33 +69,29 @@ def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:
             return describe_one(customer_id)
         after = before | changes
         with db.statement() as cur:
-            same_email = customers.select_customers(cur, limit=1, email=after["email"])
-        if same_email and same_email[0]["customer_id"] != customer_id:
-            raise Conflict(f"Another customer has this email: {same_email[0]['customer_id']}.")
+            same_email = customers.find_customer(cur, after["email"])
+        if same_email and same_email["customer_id"] != customer_id:
+            raise Conflict(f"Another customer has this email: {same_email['customer_id']}.")
         # Only what changed: at Stripe the customer may have given a billing address or another email since.
-        wanted = {"email": after["email"], "name": after["company_name"] or after["name"] or ""}
-        there = {"email": before["email"], "name": before["company_name"] or before["name"] or ""}
+        there, wanted = (
+            {"email": row["email"], "name": row["company_name"] or row["name"] or ""}
+            for row in (before, after)
+        )
         at_stripe = {name: value for name, value in wanted.items() if value != there[name]}
         if at_stripe and before["stripe_customer_id"] and stripe.configured:
             state = f"{before['updated_at'].timestamp()}-{digest(at_stripe)}-{this_minute()}"
+            key = f"update-{customer_id}-after-{state}"
             try:
-                stripe.update_customer(
-                    before["stripe_customer_id"], at_stripe, f"update-{customer_id}-after-{state}"
-                )
+                stripe.update_customer(before["stripe_customer_id"], at_stripe, key)
             except Refused as error:
                 if not error.missing:  # one that was deleted there needs to hear nothing
                     raise
         try:
             with db.transaction() as cur:
-                present = lock_customer_or_404(cur, customer_id) | changes
-                names = ("email", "name", "company_name")
-                stored = customers.update_customer(
-                    cur, customer_id=customer_id, **{name: present[name] for name in names}
-                )
-                rows = subscriptions.select_subscriptions(cur, [customer_id])
-                return describe_customer(stored, rows, now())
+                customers.update_customer(cur, lock_customer_or_404(cur, customer_id) | changes)
         except UniqueViolation:
             raise Conflict("Another customer has this email.") from None
+        return describe_one(customer_id)
 
 
 def override(
@@ -121,13 +104,9 @@ def override(
         is_set = max_devices is not None or retention_days is not None
         if is_set and granted.plan.name != "enterprise":
             raise Conflict("Only an enterprise customer has figures of its own. Upgrade it first.")
-        kept = {"max_devices": None, "retention_days": None} if clear else before
-        return customers.update_overrides(
-            cur,
-            customer_id,
-            max_devices=kept["max_devices"] if max_devices is None else max_devices,
-            retention_days=kept["retention_days"] if retention_days is None else retention_days,
-        )
+        given = {"max_devices": max_devices, "retention_days": retention_days}
+        changes = {name: value for name, value in given.items() if clear or value is not None}
+        return customers.update_customer(cur, before | changes)
 
 
 def get_customer(customer_id: str) -> Row:
@@ -157,21 +136,11 @@ def get_customer_with_subscriptions(
     return require_serving(customer, customer_id, presented), rows
 
 
-def list_customers(
-    *,
-    limit: int | None = None,
-    after: int | None = None,
-    email: str | None = None,
-    q: str | None = None,
-    plan: str | None = None,
-    status: str | None = None,
-) -> list[dict[str, Any]]:
-    """Customers with the subscription that counts, oldest first, in one statement; `after` is an `id`."""
+def list_customers(**filters: Any) -> list[dict[str, Any]]:
+    """Customers with the subscription that counts; the filters are `select_customers_with_current`'s."""
     at = now()
     with db.statement() as cur:
-        found = subscriptions.select_customers_with_current(
-            cur, at=at, limit=limit, after=after, email=email, q=q, plan=plan, status=status
-        )
+        found = subscriptions.select_customers_with_current(cur, at=at, **filters)
     return [
         customer | {"subscription": current and describe(customer, current, at)}
         for customer, current in found
@@ -179,33 +148,20 @@ def list_customers(
 
 
 def find_stripe_customers(customer: Row) -> list[str]:
-    """Stripe's ids of this customer: the one that it is linked to and those that name it, but for those
-    that another customer here is linked to.
-    """
+    """Stripe's ids of this customer: the linked one, and those that name it and are linked to nobody else."""
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    named = [
-        c["id"] for c in stripe.find_customers(customer_id, customer["email"]) if named_by(c) == customer_id
-    ]
-    found = [*([linked] if linked else []), *named]
+    found = [linked] if linked else []
+    for at_stripe in stripe.find_customers(customer_id, customer["email"]):
+        if named_by(at_stripe) == customer_id and at_stripe["id"] != linked:
+            found.append(at_stripe["id"])
     with db.statement() as cur:
         others = customers.select_linked_to_others(cur, customer_id, found)
-    return [stripe_id for stripe_id in dict.fromkeys(found) if stripe_id not in others]
-
-
-def trial_used_before_erasure(cur: Cursor, email: str) -> bool:
-    """Whether a customer with this address was erased: its trial is used up."""
-    return customers.select_email_was_erased(cur, email_hash(cur, email))
-
-
-def email_hash(cur: Cursor, email: str) -> str:
-    """HMAC-SHA-256 of an address in lower case: recognisable to us, no address to anyone else."""
-    key = customers.select_email_hash_key(cur)
-    return hmac.new(key.encode(), email.lower().encode(), hashlib.sha256).hexdigest()
+    return [stripe_id for stripe_id in found if stripe_id not in others]
 
 
 def new_id(prefix: str) -> str:
-    """Unguessable: about 82 bits."""
-    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_LENGTH))
+    """Unguessable: 80 random bits as 16 letters and digits."""
+    return prefix + base64.b32encode(secrets.token_bytes(10)).decode().lower()
 
 
 def digest(value: Any) -> str:

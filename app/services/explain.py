@@ -1,8 +1,10 @@
 """Why a customer has the entitlements that it has."""
 
+from dataclasses import asdict
 from typing import Any
 
 from app.context import now
+from app.db import Row
 from app.entitlements import entitle
 from app.errors import DomainError
 from app.extensions import db
@@ -26,32 +28,27 @@ def explain(customer_id: str) -> dict[str, Any]:
         rows = subscriptions.select_subscriptions(cur, [customer_id])
         license_row = licenses.lock_current_license(cur, customer_id)
         last_events = events.select_events(cur, limit=SHOWN_EVENTS, customer_id=customer_id)
-        refusals = audit.select_refusals(cur, customer_id, SHOWN_REFUSALS)
+        refused = audit.select_audit(cur, customer_id=customer_id, limit=SHOWN_REFUSALS, only_refused=True)
     granted = entitle(customer, rows, now())
+    of_customer = ("customer_id", "stripe_customer_id", "revoked_at", "revoke_reason", "overage_cap")
+    of_license = ("jti", "kid", "issued_at", "renews_at", "expires_at")
+    of_line = ("at", "actor", "action", "subject")
     return {
-        "customer_id": customer_id,
+        **_pick(customer, *of_customer),
+        "overrides": _pick(customer, "max_devices", "retention_days", "overage_price"),
+        **asdict(granted),
         "plan": granted.plan.name,
-        "status": granted.status,
-        "reason": granted.reason,
-        "device_limit": granted.device_limit,
-        "retention_days": granted.retention_days,
-        "trial_mode": granted.trial_mode,
-        "trial_ends_at": granted.trial_ends_at,
-        "live_count": granted.live_count,
         "period_ends_at": granted.period_end,
-        "overrides": {name: customer[name] for name in ("max_devices", "retention_days", "overage_price")},
-        "overage_cap": customer["overage_cap"],
-        "revoked_at": customer["revoked_at"],
-        "revoke_reason": customer["revoke_reason"],
-        "stripe_customer_id": customer["stripe_customer_id"],
-        "subscription": granted.subscription,
         "subscriptions": rows,
-        "license": license_row
-        and {name: license_row[name] for name in ("jti", "kid", "issued_at", "renews_at", "expires_at")},
+        "license": license_row and _pick(license_row, *of_license),
         "last_events": last_events,
-        "refusals": refusals,
+        "refusals": [_pick(line, *of_line) | {"message": line["after"]["refused"]} for line in refused],
         **_at_stripe(customer_id, customer["stripe_customer_id"]),
     }
+
+
+def _pick(row: Row, *names: str) -> Row:
+    return {name: row[name] for name in names}
 
 
 def _at_stripe(customer_id: str, stripe_id: str | None) -> dict[str, Any]:
@@ -62,7 +59,7 @@ def _at_stripe(customer_id: str, stripe_id: str | None) -> dict[str, Any]:
         synced = sync_customer(customer_id, dry_run=True)
     except DomainError as error:
         return found | {"stripe_error": error.message}
-    others = [
+    found["other_products"] = [
         {
             "subscription_id": sub["id"],
             "status": sub["status"],
@@ -71,5 +68,5 @@ def _at_stripe(customer_id: str, stripe_id: str | None) -> dict[str, Any]:
         }
         for sub in synced.foreign
     ]
-    differences = [f"{d.subject}: {d.ours} here, {d.stripes} at Stripe" for d in synced.differences]
-    return found | {"other_products": others, "differences": differences, "missing": list(synced.missing)}
+    found["differences"] = [f"{d.subject}: {d.ours} here, {d.stripes} at Stripe" for d in synced.differences]
+    return found | {"missing": synced.missing}

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from marshmallow import ValidationError
 
-from app.db import Row
 from app.errors import Conflict, DomainError, Invalid, NotFound
 from app.extensions import db, stripe
 from app.queries import customers
@@ -27,10 +26,6 @@ def import_customers(file: Iterable[str], *, dry_run: bool = False) -> Iterator[
     header = reader.fieldnames or []
     if "email" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
         raise Invalid(f"Line 1: expected the column email and any of {', '.join(COLUMNS[1:])}.")
-    return _import_lines(reader, dry_run)
-
-
-def _import_lines(reader: "csv.DictReader[str]", dry_run: bool) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     try:
         for cells in reader:
@@ -57,33 +52,26 @@ def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bo
         messages: Any = error.messages
         raise Invalid("; ".join(f"{name}: {texts[0]}" for name, texts in messages.items())) from None
     with db.statement() as cur:
-        there = customers.select_customers(cur, limit=1, email=wanted["email"])
+        there = customers.find_customer(cur, wanted["email"])
     if there or is_repeated:
-        customer_id = there[0]["customer_id"] if there else None
+        customer_id = there["customer_id"] if there else None
         return {"outcome": "exists", "customer_id": customer_id, "message": "is there already"}
     if stripe_id:
-        _require_free(stripe_id)
+        with db.statement() as cur:
+            owner = customers.select_customer_by_stripe_id(cur, stripe_id)
+        if owner:
+            raise Conflict(f"{stripe_id} is linked to {owner['customer_id']} already.")
+        if (stripe.retrieve_customer(stripe_id) or {"deleted": True}).get("deleted"):
+            raise NotFound(f"Stripe has no customer {stripe_id}.")
     outcome = "linked" if stripe_id else "created"
     if dry_run:
         return {"outcome": outcome}
     with db.transaction() as cur:
-        customer, _ = create_customer(cur, **wanted)
-    result = {"outcome": outcome, "customer_id": customer["customer_id"]}
+        customer_id = create_customer(cur, **wanted)[0]["customer_id"]
     try:
         if stripe_id:
-            adopt_stripe_customer(customer["customer_id"], stripe_id)
+            adopt_stripe_customer(customer_id, stripe_id)
     except DomainError as error:
         message = f"created, but not linked to {stripe_id}: {error.message}"
-        return result | {"outcome": "failed", "message": message}
-    return result
-
-
-def _require_free(stripe_id: str) -> None:
-    """Raises NotFound for a customer that Stripe does not have, Conflict for another one's."""
-    with db.statement() as cur:
-        owner: Row | None = customers.select_customer_by_stripe_id(cur, stripe_id)
-    if owner:
-        raise Conflict(f"{stripe_id} is linked to {owner['customer_id']} already.")
-    found = stripe.retrieve_customer(stripe_id)
-    if found is None or found.get("deleted"):
-        raise NotFound(f"Stripe has no customer {stripe_id}.")
+        return {"outcome": "failed", "customer_id": customer_id, "message": message}
+    return {"outcome": outcome, "customer_id": customer_id}

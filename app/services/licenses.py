@@ -168,8 +168,10 @@ def revoke(customer_id: str, reason: str | None) -> Row:
         customer = lock_customer_or_404(cur, customer_id)
         if customer["revoked_at"]:
             return customer
-        licenses.revoke_licenses(cur, customer_id, now())
-        return customers.update_revocation(cur, customer_id, revoked_at=now(), reason=reason)
+        at = now()
+        licenses.revoke_licenses(cur, customer_id, at)
+        revocation = {"revoked_at": at, "tokens_revoked_at": at, "revoke_reason": reason}
+        return customers.update_customer(cur, customer | revocation)
 
 
 def reinstate(customer_id: str) -> tuple[Row, Row, bool]:
@@ -178,7 +180,7 @@ def reinstate(customer_id: str) -> tuple[Row, Row, bool]:
         customer = lock_customer_or_404(cur, customer_id)
         was_revoked = customer["revoked_at"] is not None
         if was_revoked:
-            customer = customers.update_revocation(cur, customer_id, revoked_at=None, reason=None)
+            customer = customers.update_customer(cur, customer | {"revoked_at": None, "revoke_reason": None})
         return customer, issue_license(cur, customer), was_revoked
 
 

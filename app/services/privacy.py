@@ -7,7 +7,7 @@ from app.db import Row
 from app.entitlements import ENDED_STATUSES
 from app.extensions import db, stripe
 from app.queries import audit, customers, events, idempotency, licenses, overage, subscriptions, usage
-from app.services.customers import email_hash, find_stripe_customers, get_customer, this_minute
+from app.services.customers import find_stripe_customers, get_customer, this_minute
 from app.services.stripe_sync import sync_customer
 
 
@@ -45,11 +45,12 @@ def erase_customer(customer_id: str) -> None:
             present = customers.lock_customer(cur, customer_id) or customer
             # The address may have been changed since it was read: neither has a trial to come.
             for email in {customer["email"], present["email"]} - {None}:
-                customers.insert_erased_email(cur, email_hash(cur, email))
-            subscriptions.end_all(cur, customer_id, at)
+                customers.insert_erased_email(cur, email)
+            subscriptions.end_subscriptions(cur, customer_id, at, only_trials=False)
             licenses.revoke_licenses(cur, customer_id, at)
             licenses.forget_tokens(cur, customer_id)
-            customers.erase_customer(cur, customer_id, at)
+            cleared = dict.fromkeys(("email", "name", "company_name", "stripe_customer_id", "revoke_reason"))
+            customers.update_customer(cur, present | cleared | {"erased_at": at})
             audit.erase_audit(cur, customer_id)
             events.forget_stripe_customers(cur, customer_id, stripe_ids)
             idempotency.delete_answers_about(cur, customer_id)

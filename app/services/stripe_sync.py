@@ -202,7 +202,7 @@ def store(
     rows = subscriptions.select_subscriptions(cur, [customer_id])
     has_trial = any(is_local(row) and row["status"] == "trialing" for row in rows)
     if has_trial and any(row["paid"] for row in fetched):  # the first payment ends them for good
-        subscriptions.end_trials(cur, customer_id, now())
+        subscriptions.end_subscriptions(cur, customer_id, now(), only_trials=True)
         rows = subscriptions.select_subscriptions(cur, [customer_id])
     if unlink:
         set_link(cur, customer, None)
@@ -244,7 +244,7 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
     """Remember the customer at Stripe that belongs to this one."""
-    customers.update_stripe_customer_id(cur, customer["customer_id"], stripe_customer_id)
+    customers.update_customer(cur, customer | {"stripe_customer_id": stripe_customer_id})
 
 
 def unlicensed_payers(

@@ -1,25 +1,29 @@
 """Changes of a subscription that people ask for: trial, upgrade, cancel, resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from app.context import now
 from app.db import Cursor, Row
-from app.entitlements import ENDED_STATUSES, describe, ends_with_period, entitle, is_live, is_local, status_at
+from app.entitlements import (
+    ENDED_STATUSES,
+    describe,
+    describe_customer,
+    ends_with_period,
+    is_live,
+    is_local,
+    status_at,
+)
 from app.errors import Conflict, DomainError, Forbidden, NoAnswer, NotFound, PaymentRefused, Unavailable
 from app.extensions import db, settings, stripe
 from app.plans import INTERVALS
 from app.queries import customers, subscriptions
 from app.services.audit import audited
 from app.services.checkout import price_for_sale
-from app.services.customers import (
-    get_customer,
-    get_customer_with_subscriptions,
-    start_trial,
-    trial_used_before_erasure,
-)
+from app.services.customers import describe_one, get_customer, get_customer_with_subscriptions, start_trial
 from app.services.licenses import current_license, issue_license, lock_customer_or_404
-from app.services.stripe_sync import sync_customer
+from app.services.stripe_sync import Synced, sync_customer
 
 T = TypeVar("T")
 NEEDS_AUTHENTICATION: Final = "subscription_payment_intent_requires_action"
@@ -36,9 +40,12 @@ def create_trial(cur: Cursor, customer_id: str, plan: str) -> tuple[dict[str, An
     rows = subscriptions.select_subscriptions(cur, [customer_id])
     if any(row["paid"] or is_live(row) for row in rows):
         raise Conflict("This customer has had a paid subscription. Use checkout.")
-    if customer["trial_used_at"] or trial_used_before_erasure(cur, customer["email"]):
+    if customer["trial_used_at"] or customers.select_email_was_erased(cur, customer["email"]):
         raise Conflict("This customer's trial is used up. Use checkout.")
+    at = now().replace(microsecond=0)
+    subscriptions.end_subscriptions(cur, customer_id, at, only_trials=True)
     started = start_trial(cur, customer, plan, days=settings.trial_days)
+    customer = customers.update_customer(cur, customer | {"trial_used_at": at})
     return describe(customer, started, now()), issue_license(cur, customer)
 
 
@@ -47,48 +54,42 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
 
     With `only_of`, anything that is not that customer's is Forbidden, whether it exists or not.
     """
-    if any_id.startswith("cust_"):
-        if only_of not in (None, any_id):
-            raise Forbidden("This license is for another customer.")
-        customer, rows = get_customer_with_subscriptions(any_id)
-        current = entitle(customer, rows, now()).subscription
-        if current is None:
-            raise NotFound(f"Customer {any_id} has no subscription.")
-        return describe(customer, current, now())
-    with db.statement() as cur:
-        row = subscriptions.select_subscription(cur, any_id)
-    if only_of is not None and (row is None or row["customer_id"] != only_of):
+    row, owner = None, any_id
+    if not any_id.startswith("cust_"):
+        with db.statement() as cur:
+            row = subscriptions.select_subscription(cur, any_id)
+        owner = row["customer_id"] if row else ""
+    if only_of not in (None, owner):
         raise Forbidden("This license is for another customer.")
-    if row is None:
+    if row:
+        return describe(get_customer(owner), row, now())
+    current: dict[str, Any] | None = describe_one(owner)["subscription"] if owner else None
+    if current is None:
         raise NotFound(f"There is no subscription {any_id}.")
-    return describe(get_customer(row["customer_id"]), row, now())
+    return current
 
 
 def subscription_to_change(customer_id: str) -> dict[str, Any] | None:
     """The live subscription at Stripe that counts; None: the customer has to check out."""
-    customer, rows = get_customer_with_subscriptions(customer_id)
-    current = entitle(customer, rows, now()).subscription
-    return describe(customer, current, now()) if current and is_live(current) else None
+    current: dict[str, Any] | None = describe_one(customer_id)["subscription"]
+    return current if current and is_live(current) else None
 
 
 def preview_change(subscription_id: str, plan: str, interval: str | None = None) -> dict[str, Any]:
     """What Stripe would charge now for `upgrade`, in the currency's smallest unit; raises what that would."""
-    present = _fetch(_find(subscription_id))
-    interval = interval or _interval(present)
-    if (present["plan"], present["billing_interval"]) == (plan, interval):
+    present = _find(subscription_id)
+    if not is_local(present):
+        _, present = _sync(present)
+    interval, price = _wanted(present, plan, interval)
+    if price is None:
         raise Conflict(f"The subscription is on {plan} by the {interval} already.")
-    price = _price_to_move_to(present, plan, interval)
     invoice = stripe.preview_change(subscription_id, present["stripe_price_id"], price["id"])
     return {
-        "subscription_id": subscription_id,
-        "plan": plan,
         "interval": interval,
         "previous_plan": present["plan"],
         "previous_interval": present["billing_interval"],
         "currency": invoice["currency"],
         "amount_due": invoice["amount_due"],
-        "cancel_at_period_end": ends_with_period(present),
-        "cancel_at": present["cancel_at"],
     }
 
 
@@ -101,74 +102,67 @@ def upgrade(
     with the page where the customer confirms a payment if the bank asks for it; Conflict for a trial, a
     subscription that is not live, or no change.
     """
-    before = _find(subscription_id)
-    customer_id = before["customer_id"]
-    asked = audited("subscription.upgrade", customer_id, subscription_id, plan=plan, interval=interval)
-    with asked, db.lease(f"customer {customer_id}"):
-        present = _fetch(before)
-        interval = interval or _interval(present)
-        if (present["plan"], present["billing_interval"]) != (plan, interval):
-            _move(present, price_id=_price_to_move_to(present, plan, interval)["id"])
+    with _asked("upgrade", subscription_id, plan=plan, interval=interval) as (before, present):
+        interval, price = _wanted(present, plan, interval)
+        if price:
+            _move(present, price["id"])
         elif (before["plan"], before["billing_interval"]) == (plan, interval):
             raise Conflict(f"The subscription is on {plan} by the {interval} already.")
-        synced = sync_customer(customer_id)
-        license_row = synced.license
-        if license_row is None and not synced.customer["revoked_at"]:
-            license_row = current_license(customer_id)
-        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now()), license_row
+        synced, row = _sync(present)
+        changed = describe(synced.customer, row, now())
+        if synced.customer["revoked_at"]:
+            return changed, None
+        return changed, synced.license or current_license(present["customer_id"])
 
 
-def _move(present: Row, *, price_id: str) -> None:
-    ids = present["subscription_id"], present["stripe_price_id"], price_id
+def _wanted(present: Row, plan: str, interval: str | None) -> tuple[str, Row | None]:
+    """The interval and the price to move to, None for no change. Raises Conflict with what to do instead."""
+    status, invoice = present["status"], (present["details"] or {}).get("unpaidInvoice")
+    if is_local(present):
+        raise Conflict("This is a trial. Use checkout to subscribe.")
+    if not is_live(present):
+        instead = f"Its open invoice has to be paid first{', at ' + invoice['url'] if invoice else '.'}"
+        if status in ENDED_STATUSES:
+            instead = "It has ended; use checkout."
+        elif status == "paused":
+            instead = "It has to be resumed at Stripe first."
+        raise Conflict(f"This subscription is {status}. {instead}")
+    known = present["billing_interval"] if present["billing_interval"] in INTERVALS else "month"
+    interval = interval or known
+    if (present["plan"], present["billing_interval"]) == (plan, interval):
+        return interval, None
+    return interval, price_for_sale(plan, interval)
+
+
+def _move(present: Row, price_id: str) -> None:
+    prices = present["stripe_price_id"], price_id
     try:
-        _change(present, f"to-{price_id}", lambda key: stripe.change_price(*ids, key))
+        _change(present, f"to-{price_id}", stripe.change_price, *prices)
     except PaymentRefused as error:
         if error.stripe_code != NEEDS_AUTHENTICATION:
             raise
         # Stripe has no page for a change that it refused. Made pending, it takes effect once confirmed there.
-        made = _change(
-            present, f"pending-{price_id}", lambda key: stripe.change_price(*ids, key, pending=True)
-        )
+        made = _change(present, f"pending-{price_id}", stripe.change_price, *prices, pending=True)
         if made.get("pending_update"):
             url = made["latest_invoice"]["hosted_invoice_url"]
             message = f"The bank wants the customer to confirm this payment, at {url}"
             raise PaymentRefused(message, url=url) from error
 
 
-def _price_to_move_to(present: Row, plan: str, interval: str) -> Row:
-    """The price, if this subscription can be moved. Raises Conflict with what to do instead."""
-    if is_local(present):
-        raise Conflict("This is a trial. Use checkout to subscribe.")
-    if not is_live(present):
-        invoice = (present["details"] or {}).get("unpaidInvoice")
-        instead = f"Its open invoice has to be paid first{', at ' + invoice['url'] if invoice else '.'}"
-        if present["status"] in ENDED_STATUSES:
-            instead = "It has ended; use checkout."
-        elif present["status"] == "paused":
-            instead = "It has to be resumed at Stripe first."
-        raise Conflict(f"This subscription is {present['status']}. {instead}")
-    return price_for_sale(plan, interval)
-
-
 def cancel(subscription_id: str, *, at_period_end: bool) -> dict[str, Any]:
     """End a subscription now or at the end of the paid period; a local trial ends at once."""
-    before = _find(subscription_id)
-    customer_id = before["customer_id"]
-    asked = audited("subscription.cancel", customer_id, subscription_id, at_period_end=at_period_end)
-    if is_local(before):
-        with asked:
-            return _end_trial(before)
-    with asked, db.lease(f"customer {customer_id}"):
-        present = _fetch(before)
+    with _asked("cancel", subscription_id, at_period_end=at_period_end) as (before, present):
+        if is_local(present):
+            return _end_trial(present)
         if present["status"] in ENDED_STATUSES:
             if before["status"] in ENDED_STATUSES:
                 raise Conflict("This subscription has ended already.")
         elif not at_period_end:
-            _change(present, "cancel-now", lambda key: stripe.cancel(subscription_id, key))
+            _change(present, "cancel-now", stripe.cancel)
         elif not ends_with_period(present):
-            _change(present, "cancel-later", lambda key: stripe.cancel_at_period_end(subscription_id, key))
-        synced = sync_customer(customer_id)
-        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now())
+            _change(present, "cancel-later", stripe.cancel_at_period_end)
+        synced, row = _sync(present)
+        return describe(synced.customer, row, now())
 
 
 def _end_trial(row: Row) -> dict[str, Any]:
@@ -177,7 +171,7 @@ def _end_trial(row: Row) -> dict[str, Any]:
         present = subscriptions.select_subscription(cur, row["subscription_id"])
         if present is None or status_at(present, now()) != "trialing":
             raise Conflict("The trial has ended already.")
-        ended = subscriptions.end_trials(cur, row["customer_id"], now())[0]
+        (ended,) = subscriptions.end_subscriptions(cur, row["customer_id"], now(), only_trials=True)
         if not customer["revoked_at"]:
             issue_license(cur, customer)
         return describe(customer, ended, now())
@@ -185,37 +179,28 @@ def _end_trial(row: Row) -> dict[str, Any]:
 
 def resume(subscription_id: str) -> dict[str, Any]:
     """Withdraw a pending cancellation, of ours or of the billing portal's."""
-    before = _find(subscription_id)
-    customer_id = before["customer_id"]
-    with audited("subscription.resume", customer_id, subscription_id), db.lease(f"customer {customer_id}"):
-        if is_local(before):
+    with _asked("resume", subscription_id) as (before, present):
+        if is_local(present):
             raise Conflict("This is a trial. Use checkout to subscribe.")
-        present = _fetch(before)
         if present["status"] in ENDED_STATUSES:
             raise Conflict("This subscription has ended and cannot be resumed. Use checkout.")
         if present["cancel_at_period_end"] or present["cancel_at"]:
-            _change(
-                present,
-                "resume",
-                lambda key: stripe.withdraw_cancellation(
-                    subscription_id, has_cancel_at=not present["cancel_at_period_end"], key=key
-                ),
-            )
+            has_cancel_at = not present["cancel_at_period_end"]
+            _change(present, "resume", stripe.withdraw_cancellation, has_cancel_at=has_cancel_at)
         elif not (before["cancel_at_period_end"] or before["cancel_at"]):
             raise Conflict("No cancellation is pending.")
-        synced = sync_customer(customer_id)
-        return describe(synced.customer, _pick(synced.subscriptions, subscription_id), now())
+        synced, row = _sync(present)
+        return describe(synced.customer, row, now())
 
 
 def deactivatable(customer_id: str) -> list[dict[str, Any]]:
     """The described subscriptions that `deactivate` would end, the one that counts first."""
-    customer = get_customer(customer_id)
-    if customer["stripe_customer_id"] and stripe.configured:
+    if get_customer(customer_id)["stripe_customer_id"] and stripe.configured:
         sync_customer(customer_id)
     customer, rows = get_customer_with_subscriptions(customer_id)
-    current = entitle(customer, rows, now()).subscription
+    current = describe_customer(customer, rows, now())["subscription"]
     running = [describe(customer, row, now()) for row in rows if status_at(row, now()) not in ENDED_STATUSES]
-    return sorted(running, key=lambda row: current is None or row["id"] != current["id"])
+    return sorted(running, key=lambda row: row["id"] != current["id"])
 
 
 def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any], str]:
@@ -227,6 +212,20 @@ def deactivate(customer_id: str, *, at_period_end: bool) -> tuple[dict[str, Any]
     return canceled[0], running[0]["plan"]
 
 
+@contextmanager
+def _asked(what: str, subscription_id: str, **note: Any) -> Iterator[tuple[Row, Row]]:
+    """Audit that a change is asked for, and let nobody else change the customer meanwhile.
+
+    The subscription as it is known here, and as Stripe has it now: a change that was asked for before, with
+    its answer lost, shows in the difference.
+    """
+    before = _find(subscription_id)
+    customer_id = before["customer_id"]
+    asked = audited(f"subscription.{what}", customer_id, subscription_id, **note)
+    with asked, db.lease(f"customer {customer_id}"):
+        yield before, before if is_local(before) else _sync(before)[1]
+
+
 def _find(subscription_id: str) -> Row:
     with db.statement() as cur:
         row = subscriptions.select_subscription(cur, subscription_id)
@@ -235,28 +234,21 @@ def _find(subscription_id: str) -> Row:
     return row
 
 
-def _fetch(row: Row) -> Row:
-    """A subscription as Stripe has it now. Raises NotFound when it has become another product's."""
-    if is_local(row):
-        return row
-    synced = sync_customer(row["customer_id"])
-    if row["subscription_id"] in synced.missing:
-        raise Conflict(f"Stripe does not find {row['subscription_id']}. Look: flask customer explain")
-    return _pick(synced.subscriptions, row["subscription_id"])
+def _sync(row: Row) -> tuple[Synced, Row]:
+    """Fetch the customer from Stripe: all of it, and this subscription.
 
-
-def _pick(rows: list[Row], subscription_id: str) -> Row:
-    for row in rows:
-        if row["subscription_id"] == subscription_id:
-            return row
+    Raises Conflict when Stripe does not find it, NotFound when it has become another customer's.
+    """
+    synced, subscription_id = sync_customer(row["customer_id"]), row["subscription_id"]
+    if subscription_id in synced.missing:
+        raise Conflict(f"Stripe does not find {subscription_id}. Look: flask customer explain")
+    for found in synced.subscriptions:
+        if found["subscription_id"] == subscription_id:
+            return synced, found
     raise NotFound(f"There is no subscription {subscription_id} of this customer any more.")
 
 
-def _interval(row: Row) -> str:
-    return row["billing_interval"] if row["billing_interval"] in INTERVALS else "month"
-
-
-def _change(row: Row, what: str, call: Callable[[str], T]) -> T:
+def _change(row: Row, what: str, call: Callable[..., T], *args: str, **options: bool) -> T:
     """Ask Stripe for one change under a key that no earlier attempt with an outcome has used.
 
     An attempt without an outcome (no answer, a kill) keeps its key: asked again, Stripe does it once.
@@ -264,7 +256,7 @@ def _change(row: Row, what: str, call: Callable[[str], T]) -> T:
     """
     key = f"{row['subscription_id']}-{what}-{row['changes']}-{row['updated_at'].timestamp()}"
     try:
-        answer = call(key)
+        answer = call(row["subscription_id"], *args, key=key, **options)
     except DomainError as error:
         if not isinstance(error, NoAnswer | Unavailable):
             _count_change(row)

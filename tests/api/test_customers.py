@@ -10,9 +10,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.queries.subscriptions import OF_CUSTOMER, OF_SUBSCRIPTION
+from app.queries.subscriptions import OF_CUSTOMER, SUBSCRIPTION
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
+from tests.tokens import claims_of
 
 Sql = Callable[..., list[dict[str, Any]]]
 
@@ -27,20 +28,19 @@ def listed(client: FlaskClient, **query: Any) -> list[str]:
     return [customer["customerId"] for customer in answer.json["customers"]]
 
 
+def counts(sql: Sql) -> dict[str, int]:
+    tables = ("customers", "subscriptions", "licenses")
+    return {table: sql(f"SELECT COUNT(*) AS n FROM {table}")[0]["n"] for table in tables}
+
+
 def test_joins_in_trial_mode(client: FlaskClient, sql: Sql) -> None:
     created = make_customer(client, email="Ada@Example.com", name="Ada", companyName="Engines Ltd")
-
     assert re.fullmatch(r"cust_[a-z0-9]{12,}", created["customerId"])
-    assert created["email"] == "Ada@Example.com"
-    assert created["companyName"] == "Engines Ltd"
+    assert (created["email"], created["companyName"]) == ("Ada@Example.com", "Engines Ltd")
     assert created["stripeCustomerId"] is None
     subscription = created["subscription"]
     assert subscription["subscriptionId"].startswith("trial_")
-    assert (subscription["plan"], subscription["status"], subscription["deviceLimit"]) == (
-        "trial",
-        "trialing",
-        5,
-    )
+    assert [subscription[name] for name in ("plan", "status", "deviceLimit")] == ["trial", "trialing", 5]
     assert subscription["features"]["dataRetentionDays"] == 30
     assert subscription["limits"] == {"maxUsers": 5, "maxAlertRules": 25, "maxDashboards": 10}
     [row] = sql("SELECT trial_ends_at - created_at AS length, plan FROM subscriptions")
@@ -49,84 +49,67 @@ def test_joins_in_trial_mode(client: FlaskClient, sql: Sql) -> None:
 
 
 def test_a_plan_begins_its_trial(client: FlaskClient, sql: Sql) -> None:
-    created = make_customer(client, plan="enterprise")
-
-    assert created["subscription"]["plan"] == "enterprise"
-    assert created["subscription"]["deviceLimit"] is None
-    assert created["subscription"]["features"]["maxDevices"] is None
-    assert created["subscription"]["limits"]["maxUsers"] is None
+    begun = make_customer(client, plan="enterprise")["subscription"]
+    assert (begun["plan"], begun["deviceLimit"], begun["features"]["maxDevices"]) == (
+        "enterprise",
+        None,
+        None,
+    )
+    assert begun["limits"]["maxUsers"] is None
     assert sql("SELECT trial_used_at FROM customers")[0]["trial_used_at"] is not None
 
 
-def test_both_spellings(client: FlaskClient) -> None:
-    answer = client.post(
-        "/api/customers", json={"email": "a@example.com", "company_name": "Acme Corp"}, headers=ADMIN
-    )
+@pytest.mark.parametrize("spelling", ["company_name", "company"])
+def test_other_spellings(client: FlaskClient, spelling: str) -> None:
+    body = {"email": "a@example.com", spelling: "Acme Corp"}
+    answer = client.post("/api/customers", json=body, headers=ADMIN)
     assert (answer.status_code, answer.json["companyName"], answer.json["name"]) == (201, "Acme Corp", None)
-    answer = client.post("/api/customers", json={"email": "b@example.com", "company": "Acme"}, headers=ADMIN)
-    assert (answer.status_code, answer.json["companyName"]) == (201, "Acme")
 
 
 def test_the_columns_of_a_customer_with_its_subscriptions_are_what_they_are_called(app: Flask) -> None:
-    """They are told by their places; two names that subscriptions share with customers have a prefix."""
+    """They are read by their places; two names that subscriptions share with customers have a prefix."""
     with app.extensions["billing.db"].statement() as cur:
         cur.execute("SELECT * FROM find_customer('cust_0', NULL)")
         names = [column[0] for column in cur.description]
     width = len(OF_CUSTOMER)
     assert tuple(names[:width]) == OF_CUSTOMER
-    assert tuple(re.sub("^subscription_(?!id)", "", name) for name in names[width:]) == OF_SUBSCRIPTION
+    assert tuple(re.sub("^subscription_(?!id)", "", name) for name in names[width:]) == SUBSCRIPTION
+
+
+BAD: dict[str, list[Any]] = {
+    "email": [
+        "a b@example.com", " a@example.com", "a@example.com ", "a@", "a" * 290 + "@example.com",
+        "é@example.com", "a@exa\u017fmple.com", "a@example.com\x00", ["a@example.com"], None, 5, True,
+        {"$ne": ""}, "a@localhost", "a" * 65 + "@example.com", "a@[192.0.2.1]",
+    ],
+    "name": [
+        "a\u202eb", "a\u2028b", "", "   ", "a\x00b", "a\ud800b", "a\nb", "x" * 256, 7,
+    ],
+    "companyName": ["x" * 256],
+    "plan": ["platinum", "Professional", 1],
+    "company__name": ["A"],
+    "company_Name": ["A"],
+    "role": ["admin"],
+    "customerId": ["cust_mine00000000"],
+    "subscription": [{"plan": "enterprise"}],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("fields", "offending"),
+    "fields",
     [
-        ({"email": "a b@example.com"}, "email"),
-        ({"email": " a@example.com"}, "email"),
-        ({"email": "a@example.com "}, "email"),
-        ({"email": "a@"}, "email"),
-        ({"email": "a" * 290 + "@example.com"}, "email"),
-        ({"email": "é@example.com"}, "email"),
-        ({"email": "a@exa\u017fmple.com"}, "email"),
-        ({"email": "a@example.com\x00"}, "email"),
-        ({"email": ["a@example.com"]}, "email"),
-        ({"email": None}, "email"),
-        ({"email": 5}, "email"),
-        ({"email": True}, "email"),
-        ({"email": {"$ne": ""}}, "email"),
-        ({"email": "a@localhost"}, "email"),
-        ({"email": "a" * 65 + "@example.com"}, "email"),
-        ({"email": "a@[192.0.2.1]"}, "email"),
-        ({"name": "a\u202eb"}, "name"),
-        ({"name": "a\u2028b"}, "name"),
-        ({"company__name": "A"}, "company__name"),
-        ({"company_Name": "A"}, "company_Name"),
-        ({"name": ""}, "name"),
-        ({"name": "   "}, "name"),
-        ({"name": "a\x00b"}, "name"),
-        ({"name": "a\ud800b"}, "name"),
-        ({"name": "a\nb"}, "name"),
-        ({"name": "x" * 256}, "name"),
-        ({"name": 7}, "name"),
-        ({"companyName": "x" * 256}, "companyName"),
-        ({"companyName": "A", "company_name": "B"}, "companyName"),
-        ({"companyName": "A", "company": "B"}, "companyName"),
-        ({"plan": "platinum"}, "plan"),
-        ({"plan": "Professional"}, "plan"),
-        ({"plan": 1}, "plan"),
-        ({"role": "admin"}, "role"),
-        ({"customerId": "cust_mine00000000"}, "customerId"),
-        ({"subscription": {"plan": "enterprise"}}, "subscription"),
+        *({name: value} for name, values in BAD.items() for value in values),
+        {"companyName": "A", "company_name": "B"},
+        {"companyName": "A", "company": "B"},
     ],
 )
 def test_bad_fields_are_named_and_nothing_is_stored(
-    client: FlaskClient, sql: Sql, fields: dict[str, Any], offending: str
+    client: FlaskClient, sql: Sql, fields: dict[str, Any]
 ) -> None:
     answer = client.post("/api/customers", json={"email": "ok@example.com"} | fields, headers=ADMIN)
-
     assert answer.status_code == 422, answer.json
-    assert offending in answer.json["errors"]["json"]
-    assert sql("SELECT 1 FROM customers") == []
-    assert sql("SELECT 1 FROM audit_log") == []
+    assert next(iter(fields)) in answer.json["errors"]["json"]
+    assert sql("SELECT 1 FROM customers UNION ALL SELECT 1 FROM audit_log") == []
 
 
 @pytest.mark.parametrize("other", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@Example.Com"])
@@ -134,8 +117,7 @@ def test_the_same_email_is_taken_in_any_letter_case(client: FlaskClient, sql: Sq
     there = make_customer(client, email="ada@example.com")
     answer = client.post("/api/customers", json={"email": other}, headers=ADMIN)
     assert (answer.status_code, there["customerId"] in answer.json["message"]) == (409, True)
-    assert sql("SELECT COUNT(*) AS n FROM customers") == [{"n": 1}]
-    assert sql("SELECT COUNT(*) AS n FROM subscriptions") == [{"n": 1}]
+    assert counts(sql) == {"customers": 1, "subscriptions": 1, "licenses": 1}
 
 
 def test_thirty_at_once_are_one(app: Flask, sql: Sql) -> None:
@@ -145,24 +127,15 @@ def test_thirty_at_once_are_one(app: Flask, sql: Sql) -> None:
 
     with ThreadPoolExecutor(10) as pool:
         statuses = list(pool.map(create, range(30)))
-
     assert sorted(statuses) == [201] + [409] * 29
-    counts = sql(
-        """SELECT (SELECT COUNT(*) FROM customers) AS customers,
-                  (SELECT COUNT(*) FROM subscriptions) AS subscriptions,
-                  (SELECT COUNT(*) FROM licenses) AS licenses"""
-    )
-    assert counts == [{"customers": 1, "subscriptions": 1, "licenses": 1}]
+    assert counts(sql) == {"customers": 1, "subscriptions": 1, "licenses": 1}
 
 
 def test_show(client: FlaskClient) -> None:
     created = make_customer(client)
-    path = f"/api/customers/{created['customerId']}"
-
     for headers in (ADMIN, bearer(created["license"])):
-        answer = client.get(path, headers=headers)
-        assert answer.status_code == 200
-        assert answer.json == without_license(created)
+        answer = client.get(f"/api/customers/{created['customerId']}", headers=headers)
+        assert (answer.status_code, answer.json) == (200, without_license(created))
 
 
 @pytest.mark.parametrize(
@@ -171,32 +144,26 @@ def test_show(client: FlaskClient) -> None:
 )
 def test_unknown_ids_are_404(client: FlaskClient, customer_id: str) -> None:
     answer = client.get(f"/api/customers/{customer_id}", headers=ADMIN)
-    assert answer.status_code == 404
-    assert answer.json["code"] == 404
+    assert (answer.status_code, answer.json["code"]) == (404, 404)
 
 
 def test_list_pages_meet_everybody_once(client: FlaskClient) -> None:
     made = [make_customer(client)["customerId"] for _ in range(7)]
-    met, cursor = [], None
-    while True:
-        query = {"limit": 3} | ({"cursor": cursor} if cursor else {})
-        answer = client.get("/api/customers", query_string=query, headers=ADMIN)
-        met += [customer["customerId"] for customer in answer.json["customers"]]
-        cursor = answer.json["nextCursor"]
-        if cursor is None:
-            break
-        make_customer(client) if len(met) == 3 else None
-
-    assert met[:7] == made
-    assert len(met) == len(set(met)) == 8
+    met, query = [], {"limit": 3}
+    while query.get("cursor", "") is not None:
+        page = client.get("/api/customers", query_string=query, headers=ADMIN).json
+        met += [customer["customerId"] for customer in page["customers"]]
+        query["cursor"] = page["nextCursor"]
+        if len(met) == 3:
+            made.append(make_customer(client)["customerId"])
+    assert met == made
 
 
 def test_a_last_page_that_is_full_says_so(client: FlaskClient) -> None:
     for _ in range(3):
         make_customer(client)
-    assert client.get("/api/customers?limit=3", headers=ADMIN).json["nextCursor"] is None
-    assert client.get("/api/usage?limit=3", headers=ADMIN).json["nextCursor"] is None
-    assert client.get("/api/usage?limit=2", headers=ADMIN).json["nextCursor"] is not None
+    for path, is_last in (("customers?limit=3", True), ("usage?limit=3", True), ("usage?limit=2", False)):
+        assert (client.get(f"/api/{path}", headers=ADMIN).json["nextCursor"] is None) is is_last
 
 
 def test_find_by_email_or_a_part_of_what_names_them(client: FlaskClient) -> None:
@@ -230,11 +197,10 @@ def test_a_list_shows_what_each_customer_shows(client: FlaskClient, sql: Sql) ->
     """The list finds the subscription that counts in SQL, everything else by `entitle`: both must agree."""
     lives = random.Random(7)
     for _ in range(60):
-        customer_id = make_customer(client)["customerId"]
+        id = make_customer(client)["customerId"]
         if lives.random() < 0.6:
             sql(
-                "UPDATE subscriptions SET trial_ends_at = CURRENT_TIMESTAMP WHERE customer_id = %(id)s",
-                id=customer_id,
+                "UPDATE subscriptions SET trial_ends_at = CURRENT_TIMESTAMP WHERE customer_id = %(id)s", id=id
             )
         for _ in range(lives.randint(0, 4)):
             sql(
@@ -242,8 +208,8 @@ def test_a_list_shows_what_each_customer_shows(client: FlaskClient, sql: Sql) ->
                                               status, paid, created_at)
                    VALUES (%(sub)s, %(sub)s, %(id)s, %(plan)s, %(status)s, TRUE,
                            CURRENT_TIMESTAMP - %(days)s * INTERVAL '1 day')""",
+                id=id,
                 sub=f"sub_{lives.getrandbits(64):x}",
-                id=customer_id,
                 plan=lives.choice(("starter", "professional", "enterprise", "unknown")),
                 status=lives.choice(("active", "past_due", "trialing", "unpaid", "canceled", "frozen")),
                 days=lives.choice((0, 1, 2, 300)),
@@ -273,78 +239,60 @@ def test_a_cursor_that_was_tampered_with_is_422(client: FlaskClient) -> None:
     for _ in range(3):
         make_customer(client)
     cursor = client.get("/api/customers?limit=1", headers=ADMIN).json["nextCursor"]
-    refused = 0
-    for position in range(len(cursor)):
-        for letter in "AQgw":
-            changed = cursor[:position] + letter + cursor[position + 1 :]
-            if changed != cursor:
-                answer = client.get("/api/customers", query_string={"cursor": changed}, headers=ADMIN)
-                assert answer.status_code == 422, changed
-                refused += 1
-    assert refused > 30
+    changed = {cursor[:at] + letter + cursor[at + 1 :] for at in range(len(cursor)) for letter in "AQgw"}
+    assert len(changed - {cursor}) > 30
+    for other in changed - {cursor}:
+        answer = client.get("/api/customers", query_string={"cursor": other}, headers=ADMIN)
+        assert answer.status_code == 422, other
 
 
 def test_change_details(client: FlaskClient, sql: Sql) -> None:
     made = make_customer(client, name="Old", companyName="Old Corp")
     path = f"/api/customers/{made['customerId']}"
-
-    answer = client.patch(path, json={"email": "new@example.com", "company_name": None}, headers=ADMIN)
-
+    changes = {"email": "new@example.com", "company_name": None}
+    answer = client.patch(path, json=changes, headers=ADMIN)
     assert answer.status_code == 200
-    assert (answer.json["email"], answer.json["name"], answer.json["companyName"]) == (
-        "new@example.com",
-        "Old",
-        None,
-    )
+    assert [answer.json[n] for n in ("email", "name", "companyName")] == ["new@example.com", "Old", None]
     assert answer.json["updatedAt"] > made["updatedAt"]
     [line] = sql("SELECT actor, before, after FROM audit_log WHERE action = 'customer.update'")
-    assert line["actor"].startswith("admin:")
-    assert line["before"]["company_name"] == "Old Corp"
-    assert line["after"] == {"email": "new@example.com", "company_name": None}
+    assert (line["actor"][:6], line["before"]["company_name"], line["after"]) == (
+        "admin:",
+        "Old Corp",
+        changes,
+    )
 
 
 def test_a_changed_name_reaches_the_license(client: FlaskClient) -> None:
-    made = make_customer(client, name="Old")
-    path = f"/api/customers/{made['customerId']}"
-    client.patch(path, json={"companyName": "New Corp"}, headers=ADMIN)
-
-    answer = client.get(f"/api/licenses/{made['customerId']}", headers=ADMIN)
-    verdict = client.post("/api/licenses/verify", json={"license": answer.json["license"]}).json
-    assert verdict["claims"]["customerName"] == "New Corp"
+    customer_id = make_customer(client, name="Old")["customerId"]
+    client.patch(f"/api/customers/{customer_id}", json={"companyName": "New Corp"}, headers=ADMIN)
+    token = client.get(f"/api/licenses/{customer_id}", headers=ADMIN).json["license"]
+    assert claims_of(token)["customerName"] == "New Corp"
 
 
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"email": None}, 422),
-        ({"email": "nonsense"}, 422),
-        ({"name": "x" * 300}, 422),
-        ({"plan": "starter"}, 422),
-        ({"email": "taken@example.com"}, 409),
+        ({"email": None}, 422), ({"email": "nonsense"}, 422), ({"name": "x" * 300}, 422),
+        ({"plan": "starter"}, 422), ({"email": "taken@example.com"}, 409),
         ({"email": "TAKEN@example.com"}, 409),
     ],
-)
+)  # fmt: skip
 def test_refused_changes_change_nothing(client: FlaskClient, fields: dict[str, Any], status: int) -> None:
     make_customer(client, email="taken@example.com")
     made = make_customer(client)
     path = f"/api/customers/{made['customerId']}"
-
     assert client.patch(path, json=fields, headers=ADMIN).status_code == status
     assert client.get(path, headers=ADMIN).json == without_license(made)
 
 
-def test_its_own_email_in_another_case_may_be_set(client: FlaskClient) -> None:
+@pytest.mark.parametrize("changes", [{}, {"email": "Ada@Example.com"}])
+def test_an_empty_change_and_its_own_email_in_another_case(client: FlaskClient, changes: Any) -> None:
     made = make_customer(client, email="ada@example.com")
-    answer = client.patch(
-        f"/api/customers/{made['customerId']}", json={"email": "Ada@Example.com"}, headers=ADMIN
-    )
-    assert (answer.status_code, answer.json["email"]) == (200, "Ada@Example.com")
-
-
-def test_an_empty_change_is_none(client: FlaskClient) -> None:
-    made = make_customer(client)
-    answer = client.patch(f"/api/customers/{made['customerId']}", json={}, headers=ADMIN)
-    assert (answer.status_code, answer.json) == (200, without_license(made))
+    answer = client.patch(f"/api/customers/{made['customerId']}", json=changes, headers=ADMIN)
+    expected = without_license(made) | changes
+    if changes:
+        expected["updatedAt"] = answer.json["updatedAt"]
+    assert (answer.status_code, answer.json) == (200, expected)
 
 
 def test_changes_at_once_are_all_kept(app: Flask, client: FlaskClient, sql: Sql) -> None:

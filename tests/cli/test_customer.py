@@ -103,6 +103,8 @@ def test_list_says_the_same_plan_and_devices_in_every_form(console, client):
     assert row["subscription"]["plan"] == "professional"
     [cells] = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
     assert (cells["plan"], cells["status"], cells["active_devices"]) == ("trial", "canceled", "7")
+    for plan, count in (("trial", 1), ("professional", 0)):
+        assert f"Found {count} customer(s)" in console("customer", "list", "--plan", plan).stdout
 
 
 def test_list_filters_and_sorts(console, client):
