@@ -78,20 +78,6 @@ def select_customers_like(cur: Cursor, beginning: str, limit: int) -> list[Row]:
     )
 
 
-def select_linked_to_others(cur: Cursor, customer_id: str, stripe_ids: list[str]) -> set[str]:
-    """Those of Stripe's ids that another customer is linked to."""
-    rows = cur.all(
-        """
-        SELECT stripe_customer_id
-          FROM customers
-         WHERE stripe_customer_id = ANY(%(stripe_ids)s)
-           AND customer_id <> %(customer_id)s
-        """,
-        {"stripe_ids": stripe_ids, "customer_id": customer_id},
-    )
-    return {row["stripe_customer_id"] for row in rows}
-
-
 def select_customers(cur: Cursor) -> list[Row]:
     """Every customer, oldest first, erased ones left out."""
     return cur.all(f"SELECT {COLUMNS} FROM customers WHERE erased_at IS NULL ORDER BY id")

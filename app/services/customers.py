@@ -150,13 +150,11 @@ def list_customers(**filters: Any) -> list[dict[str, Any]]:
 def find_stripe_customers(customer: Row) -> list[str]:
     """Stripe's ids of this customer: the linked one, and those that name it and are linked to nobody else."""
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    found = [linked] if linked else []
-    for at_stripe in stripe.find_customers(customer_id, customer["email"]):
-        if named_by(at_stripe) == customer_id and at_stripe["id"] != linked:
-            found.append(at_stripe["id"])
+    at_stripe = stripe.find_customers(customer_id, customer["email"])
+    named = [found["id"] for found in at_stripe if named_by(found) == customer_id]
     with db.statement() as cur:
-        others = customers.select_linked_to_others(cur, customer_id, found)
-    return [stripe_id for stripe_id in found if stripe_id not in others]
+        owners = {i: customers.select_customer_by_stripe_id(cur, i) for i in [linked, *named] if i}
+    return [i for i, owner in owners.items() if owner is None or owner["customer_id"] == customer_id]
 
 
 def new_id(prefix: str) -> str:
