@@ -153,8 +153,11 @@ def find_stripe_customers(customer: Row) -> list[str]:
     at_stripe = stripe.find_customers(customer_id, customer["email"])
     named = [found["id"] for found in at_stripe if named_by(found) == customer_id]
     with db.statement() as cur:
-        owners = {i: customers.select_customer_by_stripe_id(cur, i) for i in [linked, *named] if i}
-    return [i for i, owner in owners.items() if owner is None or owner["customer_id"] == customer_id]
+        owners = {
+            stripe_id: customers.select_customer_by_stripe_id(cur, stripe_id)
+            for stripe_id in filter(None, [linked, *named])
+        }
+    return [one for one, owner in owners.items() if owner is None or owner["customer_id"] == customer_id]
 
 
 def new_id(prefix: str) -> str:

@@ -54,18 +54,21 @@ def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:
 
     With `only_of`, anything that is not that customer's is Forbidden, whether it exists or not.
     """
-    row, owner = None, any_id
+    row: Row | None = None
+    owner: str | None = any_id
     if not any_id.startswith("cust_"):
         with db.statement() as cur:
             row = subscriptions.select_subscription(cur, any_id)
-        owner = row["customer_id"] if row else ""
-    if only_of not in (None, owner):
+        owner = row["customer_id"] if row else None
+    if only_of is not None and only_of != owner:
         raise Forbidden("This license is for another customer.")
+    if owner is None:
+        raise NotFound(f"There is no subscription {any_id}.")
     if row:
         return describe(get_customer(owner), row, now())
-    current: dict[str, Any] | None = describe_one(owner)["subscription"] if owner else None
+    current: dict[str, Any] | None = describe_one(owner)["subscription"]
     if current is None:
-        raise NotFound(f"There is no subscription {any_id}.")
+        raise NotFound(f"Customer {any_id} has no subscription.")
     return current
 
 
@@ -80,7 +83,7 @@ def preview_change(subscription_id: str, plan: str, interval: str | None = None)
     present = _find(subscription_id)
     if not is_local(present):
         _, present = _sync(present)
-    interval, price = _wanted(present, plan, interval)
+    interval, price = _wanted_price(present, plan, interval)
     if price is None:
         raise Conflict(f"The subscription is on {plan} by the {interval} already.")
     invoice = stripe.preview_change(subscription_id, present["stripe_price_id"], price["id"])
@@ -103,7 +106,7 @@ def upgrade(
     subscription that is not live, or no change.
     """
     with _asked("upgrade", subscription_id, plan=plan, interval=interval) as (before, present):
-        interval, price = _wanted(present, plan, interval)
+        interval, price = _wanted_price(present, plan, interval)
         if price:
             _move(present, price["id"])
         elif (before["plan"], before["billing_interval"]) == (plan, interval):
@@ -115,7 +118,7 @@ def upgrade(
         return changed, synced.license or current_license(present["customer_id"])
 
 
-def _wanted(present: Row, plan: str, interval: str | None) -> tuple[str, Row | None]:
+def _wanted_price(present: Row, plan: str, interval: str | None) -> tuple[str, Row | None]:
     """The interval and the price to move to, None for no change. Raises Conflict with what to do instead."""
     status, invoice = present["status"], (present["details"] or {}).get("unpaidInvoice")
     if is_local(present):
