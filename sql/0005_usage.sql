@@ -1,8 +1,10 @@
 -- What the instances report. One partition a month (UTC), so that old months leave by DROP TABLE.
 
+-- The customer is a foreign key of `instances` alone, which has each one that reported: checking it for every report
+-- took a third of a batch's time.
 CREATE TABLE usage_reports (
     id             BIGSERIAL    NOT NULL,
-    customer_id    VARCHAR(255) NOT NULL REFERENCES customers (customer_id),
+    customer_id    VARCHAR(255) NOT NULL,
     instance_id    VARCHAR(255) NOT NULL CHECK (LENGTH(instance_id) BETWEEN 1 AND 100),
     active_devices INTEGER      NOT NULL CHECK (active_devices >= 0),
     total_devices  INTEGER      NOT NULL CHECK (total_devices <= 10000000),
@@ -90,9 +92,10 @@ CREATE TYPE incoming_report AS (
 );
 
 -- Stores reports (a JSON array of rows) and returns a row per customer: its current license, what is known of the
--- license presented with the request (NULL: none was), the devices in use since `since`, and per report
--- {position, status, id, created_at, last_reported_at}. Status: 201 new, 200 stored before, 409 stored before with
--- other figures, 503 deleted meanwhile. Nothing is stored for an erased customer, or by a license that does not serve.
+-- license presented with the request (NULL: none was), the devices in use since `since`, and of each report its
+-- position in `given`, id and status: 201 new, 200 stored before, 409 stored before with other figures, 503 deleted
+-- meanwhile. `created_at` and `last_reported_at` are those of a single report. Nothing is stored for an erased customer,
+-- or by a license that does not serve.
 -- One statement after the other, so that each sees what other sessions have committed by then; in key order, so that
 -- no two sessions wait for each other.
 CREATE FUNCTION store_usage_reports(
@@ -100,54 +103,57 @@ CREATE FUNCTION store_usage_reports(
 ) RETURNS TABLE (
     customer_id VARCHAR, erased_at TIMESTAMPTZ, tokens_revoked_at TIMESTAMPTZ, license_known BOOLEAN,
     license_revoked_at TIMESTAMPTZ, jti TEXT, device_limit INTEGER, issued_at TIMESTAMPTZ, renews_at TIMESTAMPTZ,
-    recheck BOOLEAN, plan_table CHAR(16), active_devices BIGINT, results JSON, partition_missing BOOLEAN
+    recheck BOOLEAN, plan_table CHAR(16), in_use BIGINT, positions INTEGER[], ids BIGINT[], statuses INTEGER[],
+    created_at TIMESTAMPTZ, last_reported_at TIMESTAMPTZ, partition_missing BOOLEAN
 ) LANGUAGE plpgsql SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' AS $$
 #variable_conflict use_column
 DECLARE
     next_month CONSTANT TEXT := TO_CHAR(CURRENT_TIMESTAMP AT TIME ZONE 'UTC' + INTERVAL '1 month',
                                         '"usage_reports_"YYYY_MM');
-    serving    TEXT[];
     reports    incoming_report[];
+    single     incoming_report;
     stored     INTEGER;
 BEGIN
-    serving := ARRAY(
-        SELECT customer.customer_id
-          FROM customers AS customer
-          LEFT JOIN licenses AS presented
-            ON presented.jti = the_license
-           AND presented.customer_id = customer.customer_id
-         WHERE customer.customer_id = ANY(customer_ids)
-           AND erased_at IS NULL
-           AND CASE WHEN the_license IS NULL THEN TRUE
-                    WHEN presented.jti IS NULL THEN COALESCE(tokens_revoked_at < issued, TRUE)
-                    ELSE presented.revoked_at IS NULL END);
     reports := ARRAY(
         SELECT (ordinality - 1, NEXTVAL('usage_reports_id_seq'), customer_id, instance_id, active_devices,
                 total_devices, reported_at, CURRENT_TIMESTAMP, 201)::incoming_report
           FROM ROWS FROM (JSON_TO_RECORDSET(given) AS (
                    customer_id TEXT, instance_id TEXT, active_devices INTEGER, total_devices INTEGER,
                    reported_at TIMESTAMPTZ)) WITH ORDINALITY
-         WHERE customer_id = ANY(serving)
+         WHERE customer_id IN (
+               SELECT customer.customer_id
+                 FROM customers AS customer
+                 LEFT JOIN licenses AS presented
+                   ON presented.jti = the_license
+                  AND presented.customer_id = customer.customer_id
+                WHERE customer.customer_id = ANY(customer_ids)
+                  AND erased_at IS NULL
+                  AND CASE WHEN the_license IS NULL THEN TRUE
+                           WHEN presented.jti IS NULL THEN COALESCE(tokens_revoked_at < issued, TRUE)
+                           ELSE presented.revoked_at IS NULL END)
          ORDER BY customer_id, instance_id, reported_at, ordinality);
-    INSERT INTO usage_reports (id, customer_id, instance_id, active_devices, total_devices, reported_at)
-    SELECT id, customer_id, instance_id, active_devices, total_devices, reported_at
-      FROM UNNEST(reports)
-        ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING;
-    GET DIAGNOSTICS stored = ROW_COUNT;
-    IF stored > 0 THEN
-        INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices, last_reported_at)
-        SELECT DISTINCT ON (customer_id, instance_id)
-               customer_id, instance_id, active_devices, total_devices, reported_at
-          FROM UNNEST(reports)
-         ORDER BY customer_id, instance_id, reported_at DESC, position
-            ON CONFLICT (customer_id, instance_id) DO UPDATE
-           SET active_devices = EXCLUDED.active_devices,
-               total_devices = EXCLUDED.total_devices,
-               last_reported_at = EXCLUDED.last_reported_at,
-               previous_reported_at = known.last_reported_at,
-               retired_at = NULL
-         WHERE EXCLUDED.last_reported_at > known.last_reported_at;
-    END IF;
+    WITH stored AS (
+         INSERT INTO usage_reports (id, customer_id, instance_id, active_devices, total_devices, reported_at)
+         SELECT id, customer_id, instance_id, active_devices, total_devices, reported_at
+           FROM UNNEST(reports)
+             ON CONFLICT (customer_id, instance_id, reported_at) DO NOTHING
+      RETURNING customer_id, instance_id, active_devices, total_devices, reported_at
+    ), newest AS (
+         INSERT INTO instances AS known (customer_id, instance_id, active_devices, total_devices, last_reported_at)
+         SELECT DISTINCT ON (customer_id, instance_id) *
+           FROM stored
+          ORDER BY customer_id, instance_id, reported_at DESC
+             ON CONFLICT (customer_id, instance_id) DO UPDATE
+            SET active_devices = EXCLUDED.active_devices,
+                total_devices = EXCLUDED.total_devices,
+                last_reported_at = EXCLUDED.last_reported_at,
+                previous_reported_at = known.last_reported_at,
+                retired_at = NULL
+          WHERE EXCLUDED.last_reported_at > known.last_reported_at
+    )
+    SELECT COUNT(*)
+      INTO stored
+      FROM stored;
     IF stored < CARDINALITY(reports) THEN
         reports := ARRAY(
             SELECT (position, COALESCE(found.id, report.id), customer_id, instance_id, active_devices, total_devices,
@@ -166,25 +172,15 @@ BEGIN
                       AND reported_at = report.reported_at
                     LIMIT 1) AS found ON TRUE);
     END IF;
+    single := reports[1];
     RETURN QUERY
-    WITH outcomes AS (
-         SELECT report.customer_id, JSON_AGG(JSON_BUILD_OBJECT(
-                    'position', position, 'id', id, 'created_at', created_at, 'status', status,
-                    'last_reported_at', CASE WHEN status = 201 AND reported_at = last_reported_at
-                                             THEN previous_reported_at
-                                             ELSE last_reported_at END)) AS results
-           FROM UNNEST(reports) AS report
-           LEFT JOIN LATERAL (
-                SELECT last_reported_at, previous_reported_at
-                  FROM instances
-                 WHERE customer_id = report.customer_id
-                   AND instance_id = report.instance_id
-                 LIMIT 1) AS instance ON TRUE
-          GROUP BY report.customer_id
-    )
     SELECT customer.customer_id, erased_at, tokens_revoked_at, presented.jti IS NOT NULL, presented.revoked_at,
            current.jti::TEXT, current.device_limit, current.issued_at, current.renews_at,
-           current.recheck, current.plan_table, COALESCE(used.active, 0), outcomes.results,
+           current.recheck, current.plan_table, COALESCE(used.active, 0), outcomes.positions, outcomes.ids,
+           outcomes.statuses, single.created_at,
+           CASE WHEN single.status = 201 AND single.reported_at = instance.last_reported_at
+                THEN previous_reported_at
+                ELSE instance.last_reported_at END,
            TO_REGCLASS(next_month) IS NULL OR EXISTS (SELECT FROM usage_reports_default)
       FROM customers AS customer
       LEFT JOIN licenses AS presented
@@ -193,7 +189,13 @@ BEGIN
       LEFT JOIN licenses AS current
         ON current.customer_id = customer.customer_id
        AND current.superseded_at IS NULL
-      LEFT JOIN outcomes ON outcomes.customer_id = customer.customer_id
+      LEFT JOIN instances AS instance
+        ON instance.customer_id = customer.customer_id
+       AND instance.instance_id = single.instance_id
+      LEFT JOIN (
+           SELECT customer_id, ARRAY_AGG(position) AS positions, ARRAY_AGG(id) AS ids, ARRAY_AGG(status) AS statuses
+             FROM UNNEST(reports)
+            GROUP BY customer_id) AS outcomes ON outcomes.customer_id = customer.customer_id
      CROSS JOIN LATERAL (
            SELECT SUM(active_devices)::BIGINT AS active
              FROM instances

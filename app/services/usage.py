@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg2
@@ -40,17 +40,16 @@ def receive_report(report: Row, presented: Token | None) -> tuple[dict[str, Any]
     """
     rows = _store([report], presented)
     row = require_serving(rows[0] if rows else None, report["customer_id"], presented, renewing=True)
-    [result] = row["results"]
-    status = result["status"]
+    [status] = row["statuses"]
     _count(OUTCOMES.get(status, "rejected"), 1)
     if status not in OUTCOMES:
         raise _not_stored(status)
     answer = report | _with_license(row, presented)
-    for name in ("created_at", "last_reported_at"):
-        answer[name] = result[name] and datetime.fromisoformat(result[name]).astimezone(UTC)
-    used, limit = row["active_devices"], answer["device_limit"]
+    used, limit = row["in_use"], answer["device_limit"]
     answer |= {
-        "id": result["id"],
+        "id": row["ids"][0],
+        "created_at": row["created_at"],
+        "last_reported_at": row["last_reported_at"],
         "utilization": utilization(used, limit),
         "over_limit": limit is not None and used > limit,
     }
@@ -77,10 +76,11 @@ def receive_batch(items: Sequence[Row | DomainError], presented: Token | None) -
     rows = {row["customer_id"]: row for row in _store(list(reports.values()), presented)} if reports else {}
     results: dict[int, dict[str, Any]] = {}
     for row in rows.values():
-        for result in row["results"] or ():
-            index, status = positions[result["position"]], result["status"]
+        outcomes_of = zip(row["positions"] or (), row["ids"] or (), row["statuses"] or (), strict=True)
+        for position, report_id, status in outcomes_of:
+            index = positions[position]
             if status in OUTCOMES:
-                results[index] = {"index": index, "status": status, "reportId": result["id"]}
+                results[index] = {"index": index, "status": status, "reportId": report_id}
             else:
                 errors[index] = _not_stored(status)
     for index, report in reports.items():
@@ -99,7 +99,7 @@ def receive_batch(items: Sequence[Row | DomainError], presented: Token | None) -
         "results": [results[index] for index in range(len(items))],
     }
     own = rows.get(presented.customer_id) if presented else None
-    token = _with_license(own, presented).get("license") if own and own["results"] else None
+    token = _with_license(own, presented).get("license") if own and own["statuses"] else None
     return answer | {"license": token} if token else answer
 
 
