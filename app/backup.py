@@ -34,6 +34,8 @@ _NEWER_SETTING: Final = b"SET transaction_timeout = 0;"
 def backup(url: str, file: str) -> None:
     """Dump the database into `file`, whole or not at all. Raises DomainError with what pg_dump said first."""
     target = Path(file).absolute()
+    if target.exists() and not target.is_file():  # a device would be replaced
+        raise DomainError(f"{target}: not a regular file")
     try:
         descriptor, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:

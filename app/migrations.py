@@ -15,7 +15,6 @@ from app.queries.usage import ensure_usage_partitions
 
 SQL_DIR: Final = ROOT / "sql"
 
-_LOCK: Final = "SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('zemfyre_migrations'))"
 _CREATE_TABLE: Final = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
         name       VARCHAR(255) PRIMARY KEY,
@@ -52,11 +51,10 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
     applied: list[str] = []
     while True:
         with db.transaction() as cur:
-            cur.execute(_LOCK)
+            cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('zemfyre_migrations'))")
             cur.execute(_CREATE_TABLE)
             found = _status(cur, sql_dir)
-            later = [m.name for m in found if m.script is None]
-            if later:
+            if later := [m.name for m in found if m.script is None]:
                 raise Conflict(
                     f"The database has migrations that sql/ lacks: {', '.join(later)}. "
                     "Deploy the version that brought them, or a newer one."
@@ -108,8 +106,8 @@ def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
                 f"sql/{path.name} was edited after it was applied. Migrations are append-only: "
                 "restore the file and put the change into a new one."
             )
-        applied_at = record["applied_at"] if record else None
-        migrations.append(Migration(path.stem, checksum, script, applied_at))
-    for name, record in sorted(records.items()):
-        migrations.append(Migration(name, record["checksum"], None, record["applied_at"]))
-    return migrations
+        migrations.append(Migration(path.stem, checksum, script, record and record["applied_at"]))
+    return migrations + [
+        Migration(name, record["checksum"], None, record["applied_at"])
+        for name, record in sorted(records.items())
+    ]

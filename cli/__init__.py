@@ -21,9 +21,7 @@ COMMANDS: Final = {
     "audit": ("cli.audit:audit", "Who did what, and when."),
     "sandbox": ("cli.sandbox:sandbox", "The local Stripe: its clock, cards and events."),
 }
-"""Where each command is, and its help."""
-MORE: Final = {"customer": "cli.overage", "usage": "cli.overage"}
-"""The module that adds further commands to a group."""
+"""Where each command is (the module that adds the last to its group), and its help."""
 
 
 class LazyCommand(click.Command):
@@ -32,15 +30,16 @@ class LazyCommand(click.Command):
     def load(self) -> click.Command:
         module, _, attribute = COMMANDS[str(self.name)][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
-        if more := MORE.get(str(self.name)):
-            import_module(more)
         command.help = command.help or self.help
-        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         return command
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        try:
+            "".join(args).encode()
+        except UnicodeEncodeError:  # Python reads other octets as lone surrogates
+            raise click.UsageError("The arguments are not UTF-8 text.", parent) from None
         return self.load().make_context(info_name, args, parent, **extra)
 
 

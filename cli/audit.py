@@ -8,21 +8,16 @@ import click
 from app.db import Row
 from app.extensions import db
 from app.queries import audit as audit_rows
-from cli.output import Answer, Column, Group, Table, customer_argument, local_time
+from cli.output import Answer, Column, Group, Table, customer_argument
 
 audit = Group("audit")
 
 
-@audit.command("list")
+@audit.command("list", "flask audit list --customer ada@example.com")
 @customer_argument(required=False, erased=True)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def list_audit(customer_id: str | None, limit: int) -> Answer:
-    """List changes, newest first: when, who, what, and which fields from what to what.
-
-    \b
-    Example:
-      flask audit list --customer ada@example.com
-    """
+    """List changes, newest first: when, who, what, and which fields from what to what."""
     with db.statement() as cur:
         rows = audit_rows.select_audit(cur, customer_id=customer_id, limit=limit)
     columns = [
@@ -30,13 +25,7 @@ def list_audit(customer_id: str | None, limit: int) -> Answer:
         Column("Change"),
     ]  # fmt: skip
     cells = [
-        (
-            local_time(r["at"]),
-            r["actor"],
-            r["action"],
-            r["customer_id"],
-            ", ".join(changes(r)) or r["subject"],
-        )
+        (r["at"], r["actor"], r["action"], r["customer_id"], ", ".join(changes(r)) or r["subject"])
         for r in rows
     ]
     return Answer(rows, [Table(columns, cells)])

@@ -1,5 +1,6 @@
 """`flask customer …`: who they are, what they pay for, and why they may use what they use."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ from cli.output import (
 
 customer = Group("customer")
 interval_option = click.option("--interval", type=click.Choice(list(INTERVALS)), help="Billed by it.")
+IDENTITY = ("customer_id", "email", "name", "company_name")
 SORT_KEYS = {
     "created": lambda row: row["created_at"],
     "email": lambda row: row["email"].lower(),
@@ -41,18 +43,13 @@ SORT_KEYS = {
 }
 
 
-@customer.command("add")
+@customer.command("add", 'flask customer add --email ada@example.com --name Ada --company "Engines Ltd"')
 @click.option("--email", required=True)
 @click.option("--name", required=True)
 @click.option("--company", help="Shown in the license instead of the name.")
 @click.option("--plan", type=click.Choice(list(PLANS)), help="Begin the one trial of this plan.")
 def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
-    """Add a customer, with a running trial and its first license.
-
-    \b
-    Example:
-      flask customer add --email ada@example.com --name Ada --company "Engines Ltd"
-    """
+    """Add a customer, with a running trial and its first license."""
     from app.schemas.customers import NewCustomerAnswer, NewCustomerRequest
 
     wanted = load(NewCustomerRequest(), email=email, name=name, companyName=company, plan=plan)
@@ -62,10 +59,10 @@ def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
     if created["subscription"]["status"] == "expired":
         hint("⚠️  The trial of this address was used up before an erasure; this customer has none.")
     return Answer(
-        lambda: NewCustomerAnswer().dump(created | {"license": token}),
+        NewCustomerAnswer().dump(created | {"license": token}),
         [
             "✅ Customer created successfully!",
-            details("Customer Details", _identity(created) | {"Created": local_time(created["created_at"])}),
+            details("Customer Details", _identity(created) | {"Created": created["created_at"]}),
             f"\n📜 Initial License JWT (Trial):\n{token}",
             "\n💡 Add this to customer instance .env file:",
             f"LICENSE_JWT={token}\nCUSTOMER_ID={created['customer_id']}",
@@ -76,37 +73,27 @@ def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
     )
 
 
-@customer.command("list", csv=True)
-@click.option("--email", help="Only the customer with this address.")
+@customer.command(
+    "list",
+    "flask customer list --plan professional --sort devices",
+    "flask customer list --csv > customers.csv",
+    csv=True,
+)
 @click.option("--search", help="A part of email, name, company or id.")
 @click.option("--plan", type=click.Choice(list(PLANS)), help="Only those who have this plan.")
 @click.option("--status", type=click.Choice(sorted(KNOWN_STATUSES)))
 @click.option("--sort", type=click.Choice(list(SORT_KEYS)), default="created", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 def list_customers(
-    *,
-    email: str | None,
-    search: str | None,
-    plan: str | None,
-    status: str | None,
-    sort: str,
-    limit: int | None,
+    *, search: str | None, plan: str | None, status: str | None, sort: str, limit: int | None
 ) -> Answer:
-    """List customers with plan, status and devices in use.
-
-    \b
-    Examples:
-      flask customer list --plan professional --sort devices
-      flask customer list --csv > customers.csv
-    """
+    """List customers with plan, status and devices in use."""
     from app.services import usage
 
     lines = {line["customer_id"]: line for line in usage.overview(days=7)}
     rows = [
-        row
-        | {name: line[name] for name in ("plan", "status", "device_limit")}
-        | {"active_devices": line["summary"]["current_active"]}
-        for row in customers.list_customers(email=email, q=search)
+        row | line | {"active_devices": line["summary"]["current_active"]}
+        for row in customers.list_customers(q=search)
         if (line := lines.get(row["customer_id"]))
         and plan in (None, line["plan"])
         and status in (None, line["status"])
@@ -116,117 +103,98 @@ def list_customers(
         Column("ID", 21, is_id=True), Column("Email", 28), Column("Name", 21), Column("Company", 14),
         Column("Plan", 12), Column("Status", 8), Column("Active", 6, right=True),
     ]  # fmt: skip
-    names = ("customer_id", "email", "name", "company_name")
     cells = [
-        (*(row[name] for name in names), row["plan"].upper(), row["status"].upper(), row["active_devices"])
+        (*(row[name] for name in IDENTITY), row["plan"].upper(), row["status"].upper(), row["active_devices"])
         for row in rows
     ]
-    more = ("stripe_customer_id", "created_at", "plan", "status", "device_limit", "active_devices")
+    granted = ("plan", "status", "device_limit", "active_devices")
+
+    def as_json() -> list[Row]:
+        from app.schemas.customers import CustomerSchema
+
+        described = CustomerSchema(many=True).dump(rows)
+        return [one | {n: row[n] for n in granted} for one, row in zip(described, rows, strict=True)]
+
     return Answer(
-        lambda: _listed(rows),
+        as_json,
         [f"Found {len(rows)} customer(s):\n", Table(columns, cells)],
-        csv=((*names, *more), rows),
+        csv=((*IDENTITY, "stripe_customer_id", "created_at", *granted), rows),
     )
 
 
-def _listed(rows: list[Row]) -> list[dict[str, Any]]:
-    from app.schemas.customers import CustomerSchema
-
-    described = CustomerSchema(many=True).dump(rows)
-    names = ("plan", "status", "device_limit", "active_devices")
-    return [one | {name: row[name] for name in names} for one, row in zip(described, rows, strict=True)]
-
-
-@customer.command("show")
+@customer.command("show", "flask customer show ada@example.com")
 @customer_argument
 def show(customer_id: str) -> Answer:
-    """Show a customer with its plan and status.
-
-    \b
-    Example:
-      flask customer show ada@example.com
-    """
+    """Show a customer with its plan and status."""
     row, rows = customers.get_customer_with_subscriptions(customer_id)
     found, granted = describe_customer(row, rows, now()), entitle(row, rows, now())
     shown = _identity(found) | {
-        "Created": local_time(found["created_at"]),
+        "Created": found["created_at"],
         "Stripe ID": found["stripe_customer_id"],
         "Subscription ID": granted.subscription and granted.subscription["subscription_id"],
         "Plan": granted.plan.name.upper(),
         "Status": granted.status.upper(),
         "Device Limit": or_unlimited(granted.device_limit),
-        "Renewal Date": local_time(granted.period_end),
+        "Renewal Date": granted.period_end,
     }
     if granted.period_end and found["subscription"]["cancel_at_period_end"]:
-        shown["Ends"] = local_time(granted.period_end)
-    _warn(found, granted.live_count)
+        shown["Ends"] = granted.period_end
+    for warning in _warnings(found, granted.live_count):
+        hint(warning)
     return Answer(lambda: _customer_json(found), [details("Customer Details", shown)])
 
 
-@customer.command("update")
+@customer.command("update", "flask customer update --id cust_abc123 --email new@example.com")
 @customer_argument
 @click.option("--email")
 @click.option("--name", help='"" clears it.')
 @click.option("--company", help='"" clears it.')
 def update(customer_id: str, email: str | None, name: str | None, company: str | None) -> Answer:
-    """Change email, name or company, here and at Stripe.
-
-    \b
-    Example:
-      flask customer update --id cust_abc123 --email new@example.com
-    """
+    """Change email, name or company, here and at Stripe."""
     from app.schemas.customers import UpdateCustomerRequest
 
-    given = {"email": email, "name": name, "companyName": company}
+    given = {"name": name, "companyName": company}
+    kept = {field: text for field, text in given.items() if text and text.strip()}
+    changes = load(UpdateCustomerRequest(), email=email, **kept)
     cleared = {
-        column: None
-        for column, text in (("name", name), ("company_name", company))
-        if text is not None and not text.strip()
+        {"companyName": "company_name"}.get(field, field): None
+        for field, text in given.items()
+        if text is not None and field not in kept
     }
-    changes = load(
-        UpdateCustomerRequest(), **{k: v for k, v in given.items() if k == "email" or (v or "").strip()}
-    )
     if not changes | cleared:
         raise click.UsageError("Nothing to change: give --email, --name or --company.")
     found = customers.update_customer(customer_id, changes | cleared)
     return Answer(
-        lambda: _customer_json(found),
+        _customer_json(found),
         ["✅ Customer updated!", details("Customer Details", _identity(found))],
     )
 
 
-@customer.command("upgrade")
+@customer.command(
+    "upgrade", "flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20"
+)
 @customer_argument
 @click.option("--plan", type=click.Choice(PAID_PLANS), required=True)
 @interval_option
 @click.option("--promo-code", help="A promotion code for the checkout.")
 @yes_option
 def upgrade(customer_id: str, plan: str, interval: str | None, promo_code: str | None, yes: bool) -> Answer:
-    """Make a checkout link; with a live Stripe subscription, the paid change itself.
-
-    \b
-    Example:
-      flask customer upgrade --id cust_abc123 --plan professional --promo-code LAUNCH20
-    """
+    """Make a checkout link; with a live Stripe subscription, the paid change itself."""
     from app.schemas.subscriptions import CheckoutAnswer, CheckoutRequest
     from app.services import checkout, subscriptions
 
     promo_code = load(CheckoutRequest(only=("promoCode",)), promoCode=promo_code)["promo_code"]
     present = subscriptions.subscription_to_change(customer_id)
-    if present and promo_code:
-        raise Conflict(
-            "A promotion code is for a checkout. A live subscription is changed at once: leave it out."
-        )
     if present:
+        if promo_code:
+            raise Conflict(
+                "A promotion code is for a checkout. A live subscription is changed at once: leave it out."
+            )
         return _change_plan(customer_id, present, plan, interval, yes)
     session = checkout.start_checkout(customer_id, plan, interval=interval or "month", promo_code=promo_code)
-    shown = {
-        "Session ID": session["session_id"],
-        "Plan": session["plan"],
-        "Expires": local_time(session["expires_at"]),
-    }
+    shown = {"Session ID": session["session_id"], "Plan": session["plan"], "Expires": session["expires_at"]}
     return Answer(
-        lambda: CheckoutAnswer().dump(session),
+        CheckoutAnswer().dump(session),
         [
             "✅ Checkout session created!",
             details("Checkout Details", shown),
@@ -261,22 +229,17 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
     }
     answer = {"subscription": changed, "license": license_row and license_row["token"]}
     return Answer(
-        lambda: LicensedSubscriptionAnswer().dump(answer),
+        LicensedSubscriptionAnswer().dump(answer),
         ["✅ Subscription changed!", details("Subscription Details", shown)],
     )
 
 
-@customer.command("deactivate")
+@customer.command("deactivate", "flask customer deactivate --id cust_abc123 --at-period-end")
 @customer_argument
 @click.option("--at-period-end", is_flag=True, help="Let the paid period run out first.")
 @yes_option
 def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
-    """Cancel what the customer has live; exit 1 when there is nothing.
-
-    \b
-    Example:
-      flask customer deactivate --id cust_abc123 --at-period-end
-    """
+    """Cancel what the customer has live; exit 1 when there is nothing."""
     from app.services import subscriptions
 
     running = subscriptions.deactivatable(customer_id)
@@ -286,13 +249,9 @@ def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
         who = describe_who(customers.get_customer(customer_id))
         confirm(f"Cancel {what} of {who} {when}?", yes=yes)
     ended, previous_plan = subscriptions.deactivate(customer_id, at_period_end=at_period_end)
-    shown = {
-        "Customer ID": customer_id,
-        "Subscription ID": ended["subscription_id"],
-        "Previous Plan": previous_plan,
-        "Cancelled At": local_time(ended["ended_at"]),
-    }
+    shown = {"Customer ID": customer_id, "Subscription ID": ended["subscription_id"]}
     if ended["status"] == "canceled":
+        shown |= {"Previous Plan": previous_plan, "Cancelled At": ended["ended_at"]}
         text = [
             "✅ Customer deactivated successfully!",
             details("Deactivation Details", shown),
@@ -300,26 +259,20 @@ def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
             "   They can reactivate by subscribing again.",
         ]
     else:
-        ends_at = local_time(ended["cancel_at"] or ended["current_period_ends_at"])
-        shown = {"Customer ID": customer_id, "Subscription ID": ended["subscription_id"]}
+        ends_at = ended["cancel_at"] or ended["current_period_ends_at"]
         text = [
             "✅ Cancellation scheduled!",
             details("Cancellation Details", shown | {"Plan": ended["plan"], "Ends At": ends_at}),
             "\n💡 Customer keeps the plan until then.",
             f"   To go on instead: flask customer resume --id {customer_id}",
         ]
-    return Answer(lambda: _subscription_json(ended), text)
+    return Answer(_subscription_json(ended), text)
 
 
-@customer.command("resume")
+@customer.command("resume", "flask customer resume --id cust_abc123")
 @customer_argument
 def resume(customer_id: str) -> Answer:
-    """Withdraw a pending cancellation; exit 1 when none is pending.
-
-    \b
-    Example:
-      flask customer resume --id cust_abc123
-    """
+    """Withdraw a pending cancellation; exit 1 when none is pending."""
     from app.services import subscriptions
 
     present = subscriptions.subscription_to_change(customer_id)
@@ -330,24 +283,19 @@ def resume(customer_id: str) -> Answer:
         "Customer ID": customer_id,
         "Subscription ID": resumed["subscription_id"],
         "Plan": resumed["plan"],
-        "Renewal Date": local_time(resumed["current_period_ends_at"]),
+        "Renewal Date": resumed["current_period_ends_at"],
     }
     return Answer(
-        lambda: _subscription_json(resumed),
+        _subscription_json(resumed),
         ["✅ Cancellation withdrawn!", details("Subscription Details", shown)],
     )
 
 
-@customer.command("portal")
+@customer.command("portal", "flask customer portal --id cust_abc123")
 @customer_argument
 @click.option("--return-url", help="Where the portal leads back to.")
 def portal(customer_id: str, return_url: str | None) -> Answer:
-    """Make a link to Stripe's billing portal, for the customer; it lives for minutes.
-
-    \b
-    Example:
-      flask customer portal --id cust_abc123
-    """
+    """Make a link to Stripe's billing portal, for the customer; it lives for minutes."""
     from app.schemas.subscriptions import PortalRequest
     from app.services import checkout
 
@@ -355,16 +303,11 @@ def portal(customer_id: str, return_url: str | None) -> Answer:
     return Answer({"url": url}, [f"🔗 Billing Portal:\n{url}"])
 
 
-@customer.command("invoices")
+@customer.command("invoices", "flask customer invoices --id cust_abc123")
 @customer_argument
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 def invoices(customer_id: str, limit: int) -> Answer:
-    """List the customer's invoices as Stripe has them, newest first, with the links of those to pay.
-
-    \b
-    Example:
-      flask customer invoices --id cust_abc123
-    """
+    """List the customer's invoices as Stripe has them, newest first, with the links of those to pay."""
     from app.services import checkout
 
     rows = checkout.list_invoices(customer_id, limit)
@@ -374,15 +317,11 @@ def invoices(customer_id: str, limit: int) -> Answer:
     ]  # fmt: skip
     cells = [
         (
-            row["number"],
-            row["status"],
-            money(row["total"], row["currency"]),
-            money(row["amount_due"], row["currency"]),
-            local_time(row["created_at"]),
-            local_time(row["paid_at"]),
+            row["number"], row["status"], money(row["total"], row["currency"]),
+            money(row["amount_due"], row["currency"]), row["created_at"], row["paid_at"],
         )
         for row in rows
-    ]
+    ]  # fmt: skip
     links = [
         f"\n🔗 To pay {row['number']}:\n{row['hosted_invoice_url']}"
         for row in rows
@@ -391,18 +330,15 @@ def invoices(customer_id: str, limit: int) -> Answer:
     return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, cells), *links])
 
 
-@customer.command("override")
+@customer.command(
+    "override", "flask customer override --id cust_abc123 --max-devices 5000 --retention-days 730"
+)
 @customer_argument
 @click.option("--max-devices", type=click.IntRange(1, 10_000_000))
 @click.option("--retention-days", type=click.IntRange(1, 36_500))
 @click.option("--clear", is_flag=True, help="Drop what was set before.")
 def override(customer_id: str, max_devices: int | None, retention_days: int | None, clear: bool) -> Answer:
-    """Give an enterprise customer figures of its own.
-
-    \b
-    Example:
-      flask customer override --id cust_abc123 --max-devices 5000 --retention-days 730
-    """
+    """Give an enterprise customer figures of its own."""
     if max_devices is None and retention_days is None and not clear:
         raise click.UsageError("Nothing to set: give --max-devices, --retention-days or --clear.")
     changed = customers.override(
@@ -415,16 +351,11 @@ def override(customer_id: str, max_devices: int | None, retention_days: int | No
     )
 
 
-@customer.command("retire-instance")
+@customer.command("retire-instance", "flask customer retire-instance --id cust_abc123 --instance us-east-1")
 @customer_argument
 @click.option("--instance", "instance_id", required=True)
 def retire_instance(customer_id: str, instance_id: str) -> Answer:
-    """Leave an instance that will not come back out of current figures; a new report brings it back.
-
-    \b
-    Example:
-      flask customer retire-instance --id cust_abc123 --instance us-east-1
-    """
+    """Leave an instance that will not come back out of current figures; a new report brings it back."""
     from app.services import usage
 
     usage.retire_instance(customer_id, instance_id)
@@ -434,15 +365,10 @@ def retire_instance(customer_id: str, instance_id: str) -> Answer:
     )
 
 
-@customer.command("explain")
+@customer.command("explain", "flask customer explain --id cust_abc123")
 @customer_argument
 def explain(customer_id: str) -> Answer:
-    """Say why this customer has these entitlements: subscription, price, overrides, clocks, events.
-
-    \b
-    Example:
-      flask customer explain --id cust_abc123
-    """
+    """Say why this customer has these entitlements: subscription, price, overrides, clocks, events."""
     from app.services import explain as service
 
     found = service.explain(customer_id)
@@ -458,18 +384,18 @@ def _explanation(found: Row) -> Iterator[str]:
         "Status": found["status"],
         "Stripe Price": used.get("stripe_price_id"),
         "Stripe Event": used.get("event_id"),
-        "Fetched": local_time(used.get("fetched_at")),
-        "Period Ends": local_time(used.get("current_period_ends_at")),
-        "Trial Ends": local_time(found["trial_ends_at"]),
+        "Fetched": used.get("fetched_at"),
+        "Period Ends": used.get("current_period_ends_at"),
+        "Trial Ends": found["trial_ends_at"],
         "Device Limit": or_unlimited(found["device_limit"]),
         "Own Devices": found["overrides"]["max_devices"],
         "Overage Cap": found["overage_cap"],
         "Retention Days": or_unlimited(found["retention_days"]),
         "Own Retention": found["overrides"]["retention_days"],
-        "Revoked": local_time(found["revoked_at"]),
+        "Revoked": found["revoked_at"],
         "License": license_row.get("jti"),
-        "License Renews": local_time(license_row.get("renews_at")),
-        "License Expires": local_time(license_row.get("expires_at")),
+        "License Renews": license_row.get("renews_at"),
+        "License Expires": license_row.get("expires_at"),
     }
     yield details(f"Why {found['customer_id']} has what it has", shown)
     if found["stripe_error"]:
@@ -484,24 +410,19 @@ def _explanation(found: Row) -> Iterator[str]:
         what = other["description"] or ", ".join(other["prices"])
         yield f"Not ours: {other['subscription_id']} ({other['status']}), {what}"
     for event in found["last_events"]:
-        at = local_time(event["received_at"])
         note = f"  {event['note']}" if event.get("note") else ""
+        at = local_time(event["received_at"])
         yield f"{at}  {event['type']}  {event['event_id']}  {event['outcome']}{note}"
     for refusal in found["refusals"]:
         yield f"{local_time(refusal['at'])}  {refusal['action']} refused: {refusal['message']}"
     yield from _warnings(found, found["live_count"])
 
 
-@customer.command("import")
+@customer.command("import", "flask customer import customers.csv --dry-run")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--dry-run", is_flag=True, help="Change nothing, say what would be done.")
 def import_customers(file: str, dry_run: bool) -> Answer:
-    """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id.
-
-    \b
-    Example:
-      flask customer import customers.csv --dry-run
-    """
+    """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id."""
     from app.services import imports
 
     try:
@@ -512,62 +433,44 @@ def import_customers(file: str, dry_run: bool) -> Answer:
                 advance(1, 0)
     except UnicodeDecodeError:
         raise click.ClickException(f"{file}: not UTF-8 text") from None
-    failed = sum(result["outcome"] == "failed" for result in results)
+    outcomes = Counter(result["outcome"] for result in results)
+    made, failed = outcomes["created"] + outcomes["linked"], outcomes["failed"]
     text = [
         "Line {line}: {email}: {outcome}".format_map(result)
         + "".join(f" ({result[name]})" for name in ("customer_id", "message") if result[name])
         for result in results
     ]
     verb = "would be " if dry_run else ""
-    made = sum(result["outcome"] in ("created", "linked") for result in results)
     text.append(f"{made} customer(s) {verb}imported, {failed} failed, {len(results) - made - failed} left.")
     return Answer(results, text, exit_code=int(failed > 0))
 
 
-@customer.command("export")
+@customer.command("export", "flask customer export --id cust_abc123 > export.json")
 @customer_argument
 def export(customer_id: str) -> Answer:
-    """Print everything that is stored about a customer, as JSON, with --json or without.
-
-    \b
-    Example:
-      flask customer export --id cust_abc123 > export.json
-    """
+    """Print everything that is stored about a customer, as JSON, with --json or without."""
     from app.services import privacy
 
     answer = Answer(privacy.export_customer(customer_id), [])
     return Answer(answer.data, [answer.as_json().rstrip()])
 
 
-@customer.command("erase")
+@customer.command("erase", "flask customer erase --id cust_abc123 --yes")
 @customer_argument
 @yes_option
 def erase(customer_id: str, yes: bool) -> Answer:
-    """Erase personal data for good: fields here, the customer at Stripe. Figures stay.
-
-    \b
-    Example:
-      flask customer erase --id cust_abc123 --yes
-    """
+    """Erase personal data for good: fields here, the customer at Stripe. Figures stay."""
     from app.services import privacy
 
     who = describe_who(customers.get_customer(customer_id))
-    confirm(
-        f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone.",
-        yes=yes,
-        must=True,
-    )
+    question = f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone."
+    confirm(question, yes=yes, must=True)
     privacy.erase_customer(customer_id)
     return Answer({"customerId": customer_id, "erased": True}, [f"✅ Customer {customer_id} erased."])
 
 
 def _identity(row: Row) -> dict[str, Any]:
-    return {
-        "ID": row["customer_id"],
-        "Email": row["email"],
-        "Name": row["name"],
-        "Company": row["company_name"],
-    }
+    return dict(zip(("ID", "Email", "Name", "Company"), (row[name] for name in IDENTITY), strict=True))
 
 
 def _customer_json(row: Row) -> Any:
@@ -580,11 +483,6 @@ def _subscription_json(row: Row) -> Any:
     from app.schemas.subscriptions import SubscriptionAnswer
 
     return SubscriptionAnswer().dump({"subscription": row})
-
-
-def _warn(row: Row, live_count: int) -> None:
-    for warning in _warnings(row, live_count):
-        hint(warning)
 
 
 def _warnings(row: Row, live_count: int) -> Iterator[str]:

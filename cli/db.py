@@ -20,7 +20,7 @@ NOT_YET = (
 """libpq's and PostgreSQL's words for a server that may answer soon."""
 
 
-@db_group.command("migrate")
+@db_group.command("migrate", "flask db migrate")
 @click.option(
     "--wait",
     type=click.IntRange(0, 3600),
@@ -29,40 +29,29 @@ NOT_YET = (
     help="Seconds to wait for a database that does not answer yet.",
 )
 def migrate(wait: int) -> Answer:
-    """Apply the pending files of sql/; safe when several start at once.
-
-    \b
-    Example:
-      flask db migrate
-    """
-    _wait_for_database(wait)
+    """Apply the pending files of sql/; safe when several start at once."""
+    deadline, waiting = time.monotonic() + wait, False
+    while not _answers(must=time.monotonic() >= deadline):
+        if not waiting:
+            hint(f"Waiting up to {wait} s for the database …")
+        waiting = True
+        time.sleep(0.5)
     _warn_of_superuser()
     applied = migrations.migrate(extensions.db)
     summary = f"{len(applied)} migration(s) applied." if applied else "Nothing to apply."
     return Answer({"applied": applied}, [*(f"✅ {name}" for name in applied), summary])
 
 
-def _wait_for_database(seconds: int) -> None:
-    """Until it answers. A server that answers with a refusal is not waited for."""
-    deadline = time.monotonic() + seconds
-    waiting = False
-    while True:
-        try:
-            with extensions.db.statement():
-                return
-        except Unavailable as error:
-            if not _may_answer_soon(error.__cause__) or time.monotonic() >= deadline:
-                raise
-        if not waiting:
-            hint(f"Waiting up to {seconds} s for the database …")
-            waiting = True
-        time.sleep(0.5)
-
-
-def _may_answer_soon(error: BaseException | None) -> bool:
-    """Whether each server of the URL refused only because it does not serve yet."""
-    refusals = [line for line in str(error).splitlines() if "failed: " in line]
-    return bool(refusals) and all(any(words in line for words in NOT_YET) for line in refusals)
+def _answers(*, must: bool) -> bool:
+    """False while each server of the URL refuses only because it does not serve yet. Raises Unavailable."""
+    try:
+        with extensions.db.statement():
+            return True
+    except Unavailable as error:
+        refusals = [line for line in str(error.__cause__).splitlines() if "failed: " in line]
+        if must or not refusals or not all(any(words in line for words in NOT_YET) for line in refusals):
+            raise
+        return False
 
 
 def _warn_of_superuser() -> None:
@@ -73,14 +62,9 @@ def _warn_of_superuser() -> None:
         )
 
 
-@db_group.command("status")
+@db_group.command("status", "flask db status")
 def status() -> Answer:
-    """List applied and pending migrations; exit 1 when any is pending.
-
-    \b
-    Example:
-      flask db status
-    """
+    """List applied and pending migrations; exit 1 when any is pending."""
     found = migrations.status(extensions.db)
     return Answer(
         [{"name": m.name, "applied_at": m.applied_at} for m in found],
@@ -89,45 +73,34 @@ def status() -> Answer:
     )
 
 
-@db_group.command("backup")
+@db_group.command("backup", "flask db backup billing.dump")
 @click.argument("file", type=click.Path(dir_okay=False, writable=True))
 @yes_option
 def backup(file: str, yes: bool) -> Answer:
-    """Write the whole database into FILE (pg_dump's custom format).
-
-    \b
-    Example:
-      flask db backup billing.dump
-    """
-    if os.path.exists(file):
+    """Write the whole database into FILE (pg_dump's custom format)."""
+    if os.path.isfile(file):
         confirm(f"{file} exists. Overwrite it?", yes=yes)
     backups.backup(extensions.db.url, file)
     return Answer({"file": file, "written": True}, [f"✅ {file} written."])
 
 
-@db_group.command("restore")
+@db_group.command("restore", "flask db restore billing.dump")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 def restore(file: str) -> Answer:
-    """Bring a backup into an empty database, whole or not at all; refuses one that has customers.
-
-    \b
-    Example:
-      flask db restore billing.dump
-    """
+    """Bring a backup into an empty database, whole or not at all; refuses one that has customers."""
     _warn_of_superuser()
     backups.restore(extensions.db, file)
     return Answer({"file": file, "restored": True}, [f"✅ {file} restored."])
 
 
-@db_group.command("shell", context_settings={"ignore_unknown_options": True})
+@db_group.command(
+    "shell",
+    'flask db shell -c "SELECT plan, COUNT(*) FROM subscriptions GROUP BY plan"',
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("psql_args", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL_ARGS]...")
 def shell(psql_args: tuple[str, ...]) -> Answer:
-    """Open psql on the service's database.
-
-    \b
-    Example:
-      flask db shell -c "SELECT plan, COUNT(*) FROM subscriptions GROUP BY plan"
-    """
+    """Open psql on the service's database."""
     command, environ = backups.program("psql", *psql_args, url=extensions.db.url)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # psql takes Ctrl-C itself
     code = subprocess.run(command, env=environ, check=False).returncode

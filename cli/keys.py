@@ -3,19 +3,14 @@
 import click
 
 from app.extensions import settings
-from cli.output import Answer, Column, Group, Table, confirm, local_time, yes_option
+from cli.output import Answer, Column, Group, Table, confirm, yes_option
 
 keys = Group("keys")
 
 
-@keys.command("generate")
+@keys.command("generate", "flask keys generate")
 def generate() -> Answer:
-    """Write a first key pair; needs no database, refuses to overwrite.
-
-    \b
-    Example:
-      flask keys generate
-    """
+    """Write a first key pair; needs no database, refuses to overwrite."""
     from app.services import keys as service
 
     key = service.generate()
@@ -29,16 +24,11 @@ def generate() -> Answer:
     )
 
 
-@keys.command("rotate")
+@keys.command("rotate", "flask keys rotate")
 @click.option("--now", "at_once", is_flag=True, help="Sign with it at once: after a compromise.")
 @yes_option
 def rotate(at_once: bool, yes: bool) -> Answer:
-    """Make a new signing key; licenses signed with the old one stay valid.
-
-    \b
-    Example:
-      flask keys rotate
-    """
+    """Make a new signing key; licenses signed with the old one stay valid."""
     from app.services import keys as service
 
     present = service.require_rotatable().public.kid
@@ -54,14 +44,9 @@ def rotate(at_once: bool, yes: bool) -> Answer:
     )
 
 
-@keys.command("list")
+@keys.command("list", "flask keys list --json")
 def list_keys() -> Answer:
-    """List every key with the licenses that still need it.
-
-    \b
-    Example:
-      flask keys list --json
-    """
+    """List every key with the licenses that still need it."""
     from app.services import keys as service
 
     names = ("kid", "state", "live_tokens", "last_expires_at", "created_at", "removed_at")
@@ -69,21 +54,17 @@ def list_keys() -> Answer:
     columns = [
         Column("Key ID", 43, is_id=True), Column("State", 8), Column("Live", 6), Column("Last Expiry"),
     ]  # fmt: skip
-    cells = [(r["kid"], r["state"], r["live_tokens"], local_time(r["last_expires_at"])) for r in rows]
+    cells = [(r["kid"], r["state"], r["live_tokens"], r["last_expires_at"]) for r in rows]
     return Answer(rows, [Table(columns, cells)])
 
 
-@keys.command("remove", context_settings={"ignore_unknown_options": True})  # an id may begin with a dash
+# An id may begin with a dash.
+@keys.command("remove", "flask keys remove 8Xk1… --force", context_settings={"ignore_unknown_options": True})
 @click.argument("kid")
 @click.option("--force", is_flag=True, help="Even while licenses need it: they are refused from then on.")
 @yes_option
 def remove(kid: str, force: bool, yes: bool) -> Answer:
-    """Take an old key out of service.
-
-    \b
-    Example:
-      flask keys remove 8Xk1… --force
-    """
+    """Take an old key out of service."""
     from app.services import keys as service
 
     found = service.require_removable(kid, force=force)

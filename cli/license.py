@@ -21,7 +21,6 @@ from cli.output import (
     describe_who,
     details,
     load,
-    local_time,
     yes_option,
 )
 
@@ -29,16 +28,11 @@ license_group = Group("license")
 SHOWN = ("plan", "status", "jti", "kid", "issued_at", "expires_at")
 
 
-@license_group.command("show")
+@license_group.command("show", "flask license show --customer cust_abc123 --raw > license.jwt")
 @customer_argument
 @click.option("--raw", is_flag=True, help="The token alone, for scripts.")
 def show(customer_id: str, raw: bool) -> Answer:
-    """Print the customer's current license.
-
-    \b
-    Example:
-      flask license show --customer cust_abc123 --raw > license.jwt
-    """
+    """Print the customer's current license."""
     current = licenses.current_license(customer_id)
     token = current["token"]
     shown = {
@@ -46,24 +40,19 @@ def show(customer_id: str, raw: bool) -> Answer:
         "License ID": current["jti"],
         "Plan": current["plan"].upper(),
         "Status": current["status"].upper(),
-        "Issued": local_time(current["issued_at"]),
-        "Expires": local_time(current["expires_at"]),
+        "Issued": current["issued_at"],
+        "Expires": current["expires_at"],
     }
     return Answer(
-        {"customer_id": customer_id, "license": token} | {name: current[name] for name in SHOWN},
+        {"customer_id": customer_id, "license": token} | {n: current[n] for n in SHOWN},
         [token] if raw else [details("License Details", shown), f"\n📜 License JWT:\n{token}"],
     )
 
 
-@license_group.command("history")
+@license_group.command("history", "flask license history --customer cust_abc123")
 @customer_argument
 def history(customer_id: str) -> Answer:
-    """List every license the customer was ever issued, newest first.
-
-    \b
-    Example:
-      flask license history --customer cust_abc123
-    """
+    """List every license the customer was ever issued, newest first."""
     get_customer(customer_id)
     with db.statement() as cur:
         found = license_rows.select_license_history(cur, customer_id)
@@ -72,10 +61,7 @@ def history(customer_id: str) -> Answer:
         Column("License ID", 36, is_id=True), Column("Plan", 12), Column("Issued", 23),
         Column("Expires", 23), Column("State"),
     ]  # fmt: skip
-    cells = [
-        (r["jti"], r["plan"], local_time(r["issued_at"]), local_time(r["expires_at"]), _state(r))
-        for r in rows
-    ]
+    cells = [(r["jti"], r["plan"], r["issued_at"], r["expires_at"], _state(r)) for r in rows]
     return Answer(rows, [Table(columns, cells)])
 
 
@@ -87,17 +73,12 @@ def _state(row: Row) -> str:
     return "superseded" if row["superseded_at"] else "current"
 
 
-@license_group.command("revoke")
+@license_group.command("revoke", 'flask license revoke --customer cust_abc123 --reason "token leaked"')
 @customer_argument
 @click.option("--reason", help="Kept on record.")
 @yes_option
 def revoke(customer_id: str, reason: str | None, yes: bool) -> Answer:
-    """Revoke every license of a customer, and give out none until reinstated.
-
-    \b
-    Example:
-      flask license revoke --customer cust_abc123 --reason "token leaked"
-    """
+    """Revoke every license of a customer, and give out none until reinstated."""
     from app.schemas.licenses import RevokeRequest
 
     reason = load(RevokeRequest(), reason=reason)["reason"]
@@ -110,15 +91,10 @@ def revoke(customer_id: str, reason: str | None, yes: bool) -> Answer:
     )
 
 
-@license_group.command("reinstate")
+@license_group.command("reinstate", "flask license reinstate --customer cust_abc123")
 @customer_argument
 def reinstate(customer_id: str) -> Answer:
-    """Give out licenses again, beginning with a new one; exit 1 for one that was not revoked.
-
-    \b
-    Example:
-      flask license reinstate --customer cust_abc123
-    """
+    """Give out licenses again, beginning with a new one; exit 1 for one that was not revoked."""
     if get_customer(customer_id)["revoked_at"] is None:
         raise Conflict(f"The licenses of {customer_id} are not revoked; there is nothing to reinstate.")
     token = licenses.reinstate(customer_id)[1]["token"]
@@ -128,15 +104,10 @@ def reinstate(customer_id: str) -> Answer:
     )
 
 
-@license_group.command("verify")
+@license_group.command("verify", "flask license verify - < license.jwt")
 @click.argument("token")
 def verify(token: str) -> Answer:
-    """Say whether a license is valid; `-` reads it from stdin; exit 1 unless it is.
-
-    \b
-    Example:
-      flask license verify - < license.jwt
-    """
+    """Say whether a license is valid; `-` reads it from stdin; exit 1 unless it is."""
     if token == "-":
         token = sys.stdin.buffer.read().decode(errors="replace")
     code, read = licenses.verify(token)

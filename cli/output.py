@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 import psycopg2
@@ -52,7 +53,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells under column names between rules; None shows as a dash."""
+    """Cells under column names between rules, each as `shown`."""
 
     columns: Sequence[Column]
     rows: Iterable[Sequence[Any]]
@@ -65,15 +66,13 @@ class Table:
         box = Box("    \n  | \n    \n  | \n    \n    \n  | \n    \n")
         table = RichTable(box=box, show_edge=False, pad_edge=False, header_style="bold")
         for column in self.columns:
-            name = column.name.rjust(column.width) if column.right else column.name.ljust(column.width)
-            table.add_column(
-                Text(name, no_wrap=True, overflow="crop"),
-                no_wrap=column.is_id or column.right,
-                overflow="ellipsis",
-                justify="right" if column.right else "left",
-            )
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            header = Text(column.name, no_wrap=True, overflow="crop")
+            header.align(justify, max(column.width, header.cell_len))
+            never_cut = column.is_id or column.right
+            table.add_column(header, no_wrap=never_cut, overflow="ellipsis", justify=justify)
         for row in self.rows:
-            table.add_row(*(Text("-" if cell is None else str(cell), no_wrap=True) for cell in row))
+            table.add_row(*(Text(shown(cell), no_wrap=True) for cell in row))
         with console.capture() as captured:
             console.print(table)
         head, _, *lines = captured.get().splitlines()
@@ -113,32 +112,25 @@ class Answer:
     def as_text(self, terminal_width: int | None = None) -> str:
         """At a terminal with colour and as wide as that, else plain and as wide as it needs."""
         out = io.StringIO()
-        console: Console | None = None
         for part in self.text:
-            if console is None and (terminal_width or isinstance(part, Table)):
-                console = _console(out, terminal_width)
             if isinstance(part, Table):
-                part.print_to(console)  # type: ignore[arg-type]
-            elif console is not None and terminal_width:
+                part.print_to(_console(out, terminal_width))
+            elif terminal_width is None:
+                out.write(f"{part}\n")
+            else:
                 for line in part.split("\n"):
                     style = next((style for sign, style in STYLES.items() if sign in line), "")
                     text = line[:terminal_width] if line in (RULE, DOUBLE_RULE) else line
-                    console.print(text, style=style, soft_wrap=True)
-            else:
-                out.write(f"{part}\n")
+                    _console(out, terminal_width).print(text, style=style, soft_wrap=True)
         return out.getvalue()
 
 
 def _console(file: io.StringIO, terminal_width: int | None) -> "Console":
     from rich.console import Console
 
+    at_terminal, width = terminal_width is not None, terminal_width or 1_000_000
     return Console(
-        file=file,
-        width=terminal_width or 1_000_000,
-        force_terminal=terminal_width is not None,
-        highlight=False,
-        markup=False,
-        emoji=False,
+        file=file, width=width, force_terminal=at_terminal, highlight=False, markup=False, emoji=False
     )
 
 
@@ -149,22 +141,29 @@ class Group(AppGroup):
         super().__init__(name, context_settings=HELP_OPTIONS, **kwargs)
 
     def command(  # type: ignore[override]
-        self, name: str, *, csv: bool = False, **kwargs: Any
+        self, name: str, *examples: str, csv: bool = False, **kwargs: Any
     ) -> Callable[[Callable[..., Answer]], click.Command]:
-        """Add a command; with `csv` its answers have that form too."""
+        """Add a command, with examples for its help; with `csv` its answers have that form too."""
 
         def decorator(callback: Callable[..., Answer]) -> click.Command:
             @wraps(callback)
             def run(to_json: bool, to_csv: bool = False, **values: Any) -> None:
                 if to_json and to_csv:
                     raise click.UsageError("Give either --json or --csv.")
-                with _refusals_in_one_line():
-                    _refuse_broken_text(click.get_current_context())
+                logging.disable()  # one plain line is enough
+                try:
                     set_actor(f"console:{_login()}")
                     answer = callback(**values)
                     _print(answer, "json" if to_json else "csv" if to_csv else "text")
+                except (DomainError, ConfigError) as error:
+                    raise click.ClickException(_explained(error)) from None
+                finally:
+                    logging.disable(logging.NOTSET)
                 click.get_current_context().exit(answer.exit_code)
 
+            if examples:
+                lines = (f"\b\nExample{'s' * (len(examples) > 1)}:", *(f"      {one}" for one in examples))
+                kwargs["help"] = f"{cleandoc(callback.__doc__ or '')}\n\n" + "\n".join(lines)
             command = super(Group, self).command(name, **kwargs)(run)
             command.params.append(
                 click.Option(["--json", "to_json"], is_flag=True, help="JSON on stdout, for machines.")
@@ -178,52 +177,12 @@ class Group(AppGroup):
         return decorator
 
 
-@contextmanager
-def _refusals_in_one_line() -> Iterator[None]:
-    """Domain errors as Click's; what the service would log stays out of the way."""
-    logging.disable()
-    try:
-        yield
-    except DomainError as error:
-        raise click.ClickException(_explained(error)) from None
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _explained(error: DomainError) -> str:
-    """The message, and PostgreSQL's own words where they are the reason: an operator needs them."""
+def _explained(error: DomainError | ConfigError) -> str:
+    """The message, or PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
     if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
         return f"DATABASE_URL: {str(cause).strip().partition(chr(10))[0]}"
-    return error.message
-
-
-def _print(answer: Answer, form: str) -> None:
-    at_terminal = sys.stdout.isatty()
-    if form == "json":
-        _write(answer.as_json())
-    elif form == "csv":
-        _write(answer.as_csv())
-    elif at_terminal:
-        size = shutil.get_terminal_size()
-        text = answer.as_text(size.columns)
-        if text.count("\n") >= size.lines:
-            click.echo_via_pager(text, color=True)
-        else:
-            _write(text)
-    else:
-        _write(answer.as_text())
-
-
-def _write(text: str) -> None:
-    try:
-        click.echo(text, nl=False)
-    except OSError as error:
-        # What is still in the buffer is written once more at exit, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.ClickException(f"stdout: {error.strerror}") from None
+    return str(error)
 
 
 def _login() -> str:
@@ -233,12 +192,25 @@ def _login() -> str:
         return "unknown"
 
 
-def _refuse_broken_text(ctx: click.Context) -> None:
-    """What was not UTF-8 on the command line stands in the arguments as lone surrogates."""
-    for param in ctx.command.params:
-        value = ctx.params.get(param.name or "")
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise click.BadParameter("not UTF-8 text", ctx, param)
+def _print(answer: Answer, form: str) -> None:
+    text, size = "", shutil.get_terminal_size()
+    if form == "json":
+        text = answer.as_json()
+    elif form == "csv":
+        text = answer.as_csv()
+    elif not sys.stdout.isatty():
+        text = answer.as_text()
+    else:
+        text = answer.as_text(size.columns)
+        if text.count("\n") >= size.lines:
+            click.echo_via_pager(text, color=True)
+            return
+    try:
+        click.echo(text, nl=False)
+    except OSError as error:
+        # What is still in the buffer is written once more at exit, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.ClickException(f"stdout: {error.strerror}") from None
 
 
 def customer_argument(
@@ -327,11 +299,10 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bars:
-        task, total = bars.add_task(label, total=None), 0
+        task = bars.add_task(label, total=None)
 
-        def advance(done: int, ahead: int = 0) -> None:
-            nonlocal total
-            total += ahead
+        def advance(done: int, ahead: int) -> None:
+            total = (bars.tasks[0].total or 0) + ahead
             bars.update(task, advance=done, total=total or None)
 
         yield advance
@@ -351,15 +322,20 @@ def load(schema: "Schema", **values: Any) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any], *, width: int = LABEL_WIDTH, indent: str = "") -> str:
-    """One `Label:   value` line each; None shows as a dash."""
-    return "\n".join(
-        f"{f'{indent}{label}:':<{width}}{'-' if value is None else value}" for label, value in values.items()
-    )
+    """One `Label:   value` line each, the value as `shown`."""
+    return "\n".join(f"{f'{indent}{label}:':<{width}}{shown(value)}" for label, value in values.items())
 
 
 def details(title: str, values: Mapping[str, Any]) -> str:
     """A title and labelled values between short rules."""
     return f"{title}:\n{SHORT_RULE}\n{fields(values)}\n{SHORT_RULE}"
+
+
+def shown(value: Any) -> str:
+    """None as a dash, a time in local time."""
+    if isinstance(value, datetime):
+        return str(local_time(value))
+    return "-" if value is None else str(value)
 
 
 def hint(message: str) -> None:
@@ -371,9 +347,7 @@ def local_time(moment: datetime | None, *, seconds: bool = True) -> str | None:
     """`10/21/2025, 10:30:00 AM` in local time."""
     if moment is None:
         return None
-    at = moment.astimezone()
-    clock = f"{at.hour % 12 or 12}:{at:%M:%S}" if seconds else f"{at.hour % 12 or 12}:{at:%M}"
-    return f"{at.month}/{at.day}/{at.year}, {clock} {at:%p}"
+    return moment.astimezone().strftime("%-m/%-d/%Y, %-I:%M:%S %p" if seconds else "%-m/%-d/%Y, %-I:%M %p")
 
 
 def money(cents: int, currency: str) -> str:

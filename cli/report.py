@@ -15,16 +15,16 @@ LABELS = {
 }  # fmt: skip
 
 
-@commands.command("report", csv=True, context_settings=HELP_OPTIONS)
+@commands.command(
+    "report",
+    "flask report --details",
+    "flask report --csv > revenue.csv",
+    csv=True,
+    context_settings=HELP_OPTIONS,
+)
 @click.option("--details", is_flag=True, help="With the names behind each number.")
 def report(details: bool) -> Answer:
-    """Show the state of the business: customers, revenue, and what needs attention.
-
-    \b
-    Examples:
-      flask report --details
-      flask report --csv > revenue.csv
-    """
+    """Show the state of the business: customers, revenue, and what needs attention."""
     from app.services.report import business_report
 
     found = business_report(names=details)
@@ -62,12 +62,13 @@ def _screen(found: dict[str, Any]) -> Iterator[str | Table]:
         width=20,
     )
     for name, entries in found.get("details", {}).items():
-        yield f"\n{LABELS[name]}:"
+        if entries:
+            yield f"\n{LABELS[name]}:"
         for entry in entries:
             if isinstance(entry, str):
                 yield f"  {entry}"
             else:
-                title = " ".join(str(entry[key]) for key in entry if key != "customers")
-                yield f"  {title}:"
-                yield from (f"    {who}" for who in entry["customers"])
+                *group, names = entry.values()
+                yield f"  {' '.join(group)}:"
+                yield from (f"    {who}" for who in names)
     yield DOUBLE_RULE

@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO, Final
 from urllib.parse import urlsplit
 
@@ -41,8 +40,9 @@ PR_SET_PDEATHSIG: Final = 1
 
 def main() -> None:
     children: dict[str, subprocess.Popen[bytes]] = {}
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for signum in ends:
+        signal.signal(signum, signal.default_int_handler)
     try:
         _run(children)
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main() -> None:
     except DomainError as error:
         raise SystemExit(error.message) from None
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in ends:
             signal.signal(signum, signal.SIG_IGN)
         _stop(reversed(children.values()))
 
@@ -58,7 +58,7 @@ def main() -> None:
 def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
     """Start all, and return when one of them ends or the process that started us does."""
     parent = os.getppid()
-    _say("Reading the settings (.env)")
+    print("Reading the settings (.env) …", flush=True)
     _write_env()
     settings = load_settings()
     sandbox = _sandbox_port(settings)
@@ -68,11 +68,14 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
     database_url = _prepare(settings)
     run = _publish(settings, database_url)  # noqa: F841 - locked until this process ends
     if sandbox:
-        _say(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices")
+        print(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices …", flush=True)
         children["Stripe sandbox"] = _start(_sandbox_command(settings, sandbox))
         _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children["Stripe sandbox"])
-        _flask("stripe", "setup")
-    _say(f"Starting the service on port {settings.port}")
+        setup = [sys.executable, "-m", "flask", "stripe", "setup"]
+        done = subprocess.run(setup, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"flask stripe setup failed: {done.stderr.strip()}")
+    print(f"Starting the service on port {settings.port} …", flush=True)
     children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
     _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
     print(_welcome(settings, sandbox), flush=True)
@@ -90,15 +93,17 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
 def _prepare(settings: Settings) -> str:
     """Keys and the migrated database, whose URL it returns; what is there already stays as it is."""
     if not key_is_elsewhere(settings) and not settings.license_private_key_path.exists():
-        _say(f"Making the license keys in {_relative(settings.license_private_key_path.parent)}/")
+        print(
+            f"Making the license keys in {_relative(settings.license_private_key_path.parent)}/ …", flush=True
+        )
         write_key_files(settings, generate_private_key())
     load_signing_key(settings)
     if not settings.database_url:
-        _say(f"Starting PostgreSQL under {_relative(settings.data_dir)}/")
+        print(f"Starting PostgreSQL under {_relative(settings.data_dir)}/ …", flush=True)
         # The service uses the server in the same way, so that it stops also when this process is killed.
         os.environ |= {"DATABASE_URL": "", "EMBEDDED_POSTGRES": "1"}
     url = settings.database_url or embedded.start(settings.data_dir)
-    _say("Applying the migrations of sql/")
+    print("Applying the migrations of sql/ …", flush=True)
     with Flask(__name__).app_context():
         migrations.migrate(Database(lambda: url))
     return url
@@ -114,10 +119,6 @@ def _publish(settings: Settings, database_url: str) -> IO[str]:
     file.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
     file.flush()
     return file
-
-
-def _say(what: str) -> None:
-    print(f"{what} …", flush=True)
 
 
 def _check_port(setting: str, port: int) -> None:
@@ -182,15 +183,6 @@ def _sandbox_command(settings: Settings, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _flask(*args: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "flask", *args], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["no message"]
-        raise SystemExit(f"flask {' '.join(args)} failed: {said[-1]}")
-
-
 def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     """A child out of reach of the terminal's Ctrl-C, that ends when this process ends, however."""
 
@@ -223,19 +215,11 @@ def _stop(children: Iterable["subprocess.Popen[bytes]"]) -> None:
             child.terminate()
         with suppress(subprocess.TimeoutExpired):
             child.wait(STOP_SECONDS)
-        _end_group(child.pid)
-
-
-def _end_group(group: int) -> None:
-    give_up = time.monotonic() + STOP_SECONDS
-    with suppress(ProcessLookupError):
-        while True:
-            os.killpg(group, signal.SIGTERM if time.monotonic() < give_up else signal.SIGKILL)
-            time.sleep(0.1)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        give_up = time.monotonic() + STOP_SECONDS
+        with suppress(ProcessLookupError):
+            while True:
+                os.killpg(child.pid, signal.SIGTERM if time.monotonic() < give_up else signal.SIGKILL)
+                time.sleep(0.1)
 
 
 def _welcome(settings: Settings, sandbox: int | None) -> str:

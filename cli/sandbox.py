@@ -16,16 +16,11 @@ from cli.output import Answer, Group, customer_argument
 sandbox = Group("sandbox")
 
 
-@sandbox.command("advance")
+@sandbox.command("advance", "flask sandbox advance --days 31")
 @click.option("--days", type=click.IntRange(0, 3660), default=0)
 @click.option("--hours", type=click.IntRange(0, 100_000), default=0)
 def advance(days: int, hours: int) -> Answer:
-    """Move the local Stripe's clock on; renewals and trial ends happen on the way.
-
-    \b
-    Example:
-      flask sandbox advance --days 31
-    """
+    """Move the local Stripe's clock on; renewals and trial ends happen on the way."""
     if not days and not hours:
         raise click.UsageError("Give --days or --hours.")
     answer = _call("advance", days=days, hours=hours)
@@ -34,16 +29,11 @@ def advance(days: int, hours: int) -> Answer:
     )
 
 
-@sandbox.command("card")
+@sandbox.command("card", "flask sandbox card decline --customer ada@example.com")
 @click.argument("outcome", type=click.Choice(["ok", "decline", "3ds", "none"]))
 @customer_argument
 def card(outcome: str, customer_id: str) -> Answer:
-    """Let a customer's payments succeed, be declined, need authentication, or have no card.
-
-    \b
-    Example:
-      flask sandbox card decline --customer ada@example.com
-    """
+    """Let a customer's payments succeed, be declined, need authentication, or have no card."""
     _require_sandbox()
     stripe_id = get_customer(customer_id)["stripe_customer_id"]
     if stripe_id is None:
@@ -52,19 +42,14 @@ def card(outcome: str, customer_id: str) -> Answer:
     return Answer({"customerId": customer_id, "card": outcome}, [f"✅ Card of {customer_id}: {outcome}."])
 
 
-@sandbox.command("deliver")
+@sandbox.command("deliver", "flask sandbox deliver --customer ada@example.com --again --order reverse")
 @customer_argument(required=False)
 @click.option("--event", help="One event by its id; without it those not yet delivered.")
 @click.option("--times", type=click.IntRange(1, 100), default=1, show_default=True)
 @click.option("--order", type=click.Choice(["time", "reverse", "random"]), default="time")
 @click.option("--again", is_flag=True, help="Also those that were delivered already.")
 def deliver(customer_id: str | None, event: str | None, times: int, order: str, again: bool) -> Answer:
-    """Deliver events to this service now: late, repeated, in any order.
-
-    \b
-    Example:
-      flask sandbox deliver --customer ada@example.com --again --order reverse
-    """
+    """Deliver events to this service now: late, repeated, in any order."""
     _require_sandbox()
     stripe_id = get_customer(customer_id)["stripe_customer_id"] if customer_id else None
     if customer_id and stripe_id is None:

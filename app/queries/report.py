@@ -46,40 +46,28 @@ def select_revenue(cur: Cursor, *, names: bool = False) -> list[Row]:
     )
 
 
-def select_trials_ending(cur: Cursor, now: datetime, *, names: bool = False) -> Row:
-    """Trials, ours and Stripe's, that count now and end within seven days."""
-    return cur.exactly_one(
+def select_attention(cur: Cursor, now: datetime, *, names: bool = False) -> dict[str, Row]:
+    """What needs attention, by kind.
+
+    Trials, ours and Stripe's, that end within seven days; subscriptions whose payment failed and was not
+    made since; current licenses, of customers not revoked, that end within seven days or have ended.
+    """
+    rows = cur.all(
         f"""
-        SELECT COUNT(*) AS count, {_NAMES}
+        SELECT 'trials_ending' AS kind, COUNT(*) AS count, {_NAMES}
           FROM customers
          CROSS JOIN LATERAL current_subscription(customer_id, %(now)s) AS current
          WHERE erased_at IS NULL
            AND current.status = 'trialing'
            AND trial_ends_at <= %(now)s + INTERVAL '7 days'
-        """,
-        {"now": now, "names": names},
-    )
-
-
-def select_failed_payments(cur: Cursor, *, names: bool = False) -> Row:
-    """Subscriptions whose payment failed and was not made since."""
-    return cur.exactly_one(
-        f"""
-        SELECT COUNT(*) AS count, {_NAMES}
+         UNION ALL
+        SELECT 'payments_failed', COUNT(*), {_NAMES}
           FROM subscriptions
           JOIN customers USING (customer_id)
          WHERE erased_at IS NULL
            AND status IN ('past_due', 'unpaid', 'incomplete')
-        """,
-        {"names": names},
-    )
-
-
-def select_lapsing_licenses(cur: Cursor, now: datetime, *, names: bool = False) -> Row:
-    """Current licenses, of customers not revoked, that end within seven days or have ended."""
-    return cur.exactly_one(
-        f"""
-        SELECT COUNT(*) AS count, {_NAMES}
+         UNION ALL
+        SELECT 'licenses_lapsing', COUNT(*), {_NAMES}
           FROM licenses
           JOIN customers USING (customer_id)
          WHERE superseded_at IS NULL
@@ -89,3 +77,4 @@ def select_lapsing_licenses(cur: Cursor, now: datetime, *, names: bool = False) 
         """,
         {"now": now, "names": names},
     )
+    return {row["kind"]: row for row in rows}

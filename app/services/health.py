@@ -53,7 +53,7 @@ class _BusinessGauges(Collector):
             with db.statement() as cur:
                 counts = report.select_customer_counts(cur, now())
                 revenue = report.select_revenue(cur)
-                ending = report.select_trials_ending(cur, now())["count"]
+                attention = report.select_attention(cur, now())
         except DomainError:
             yield GaugeMetricFamily("billing_database_up", "Whether the database answers", 0)
             return
@@ -73,4 +73,6 @@ class _BusinessGauges(Collector):
             recurring.add_metric([plan], amount)
         yield customers
         yield recurring
-        yield GaugeMetricFamily("billing_trials_ending_7d", "Trials that end within 7 days", ending)
+        yield GaugeMetricFamily(
+            "billing_trials_ending_7d", "Trials that end within 7 days", attention["trials_ending"]["count"]
+        )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from app.context import now
+from app.encoding import camel_case
 from app.extensions import db
 from app.queries import overage, report
 from app.services import usage
@@ -17,18 +18,16 @@ def business_report(*, names: bool = False) -> dict[str, Any]:
     with db.statement() as cur:
         counts = report.select_customer_counts(cur, at, names=names)
         revenue = report.select_revenue(cur, names=names)
-        trials = report.select_trials_ending(cur, at, names=names)
-        failed = report.select_failed_payments(cur, names=names)
-        lapsing = report.select_lapsing_licenses(cur, at, names=names)
+        attention = report.select_attention(cur, at, names=names)
         owed = overage.select_overage_totals(cur)
     silent = usage.silent_instances()
+    paid = [row for row in revenue if row["status"] == "active"]
+    past_due = [row for row in revenue if row["status"] == "past_due"]
     found: dict[str, Any] = {
         "customers": _columns(counts, "plan", "status", "count"),
-        "revenue": _revenue(revenue, "active"),
-        "pastDue": _revenue(revenue, "past_due"),
-        "trialsEnding": trials["count"],
-        "paymentsFailed": failed["count"],
-        "licensesLapsing": lapsing["count"],
+        "revenue": _columns(paid, "plan", "interval", "currency", "amount"),
+        "pastDue": _columns(past_due, "plan", "interval", "currency", "amount"),
+        **{camel_case(kind): row["count"] for kind, row in attention.items()},
         "silentInstances": {"count": len(silent), "customers": len({row["customer_id"] for row in silent})},
         "overage": {
             "deviceDays": sum(row["device_days"] for row in owed),
@@ -38,15 +37,9 @@ def business_report(*, names: bool = False) -> dict[str, Any]:
     if names:
         found["details"] = {
             "customers": _columns(counts, "plan", "status", "customers"),
-            "revenue": _columns(
-                [row for row in revenue if row["status"] == "active"], "plan", "interval", "customers"
-            ),
-            "pastDue": _columns(
-                [row for row in revenue if row["status"] == "past_due"], "plan", "interval", "customers"
-            ),
-            "trialsEnding": trials["customers"] or [],
-            "paymentsFailed": failed["customers"] or [],
-            "licensesLapsing": lapsing["customers"] or [],
+            "revenue": _columns(paid, "plan", "interval", "customers"),
+            "pastDue": _columns(past_due, "plan", "interval", "customers"),
+            **{camel_case(kind): row["customers"] or [] for kind, row in attention.items()},
             "silentInstances": [f"{row['instance_id']} ({row['customer_id']})" for row in silent],
             "overage": [f"{row['customer_id']}: {row['device_days']} device-days" for row in owed],
         }
@@ -55,9 +48,3 @@ def business_report(*, names: bool = False) -> dict[str, Any]:
 
 def _columns(rows: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
     return [{name: row[name] for name in names} for row in rows]
-
-
-def _revenue(rows: list[dict[str, Any]], status: str) -> list[dict[str, Any]]:
-    return _columns(
-        [row for row in rows if row["status"] == status], "plan", "interval", "currency", "amount"
-    )

@@ -239,6 +239,13 @@ class TestBackup:
         assert file.read_bytes()[:5] == b"PGDMP"
         assert terminal("db", "backup", str(file), "--yes")[0] == 0
 
+    def test_a_device_or_pipe_is_not_replaced_by_a_backup(self, console, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        refused = console("db", "backup", str(pipe))
+        assert (refused.exit_code, refused.stderr) == (1, f"Error: {pipe}: not a regular file\n")
+        assert pipe.is_fifo()
+
     def test_a_failed_backup_leaves_the_file_before_as_it_was(self, tmp_path):
         file = tmp_path / "billing.dump"
         file.write_text("yesterday's")

@@ -156,7 +156,8 @@ def test_completion_knows_the_customers(environ, client):
     "args",
     [
         ["customer", "show", "--id", "\udcff"],
-        ["customer", "list", "--email", "\udcff"],
+        ["customer", "list", "--search", "\udcff"],
+        ["stripe", "sync", "--ignore", "\udcff"],
         ["license", "revoke", "--customer", "a@example.com", "--reason", "x" * 501],
         ["license", "revoke", "--customer", "a@example.com", "--reason", "\x1b[31m"],
         ["customer", "add", "--email", "nonsense", "--name", "N"],
