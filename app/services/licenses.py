@@ -1,5 +1,6 @@
 """Licenses: the current one, a fresh one when the entitlement changed, none when revoked; their keys."""
 
+import hashlib
 import logging
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -77,8 +78,13 @@ def is_current(license_row: Row) -> bool:
         renews_at is not None
         and now() < renews_at
         and not license_row["recheck"]
-        and license_row["plan_table"] == PLAN_TABLE
+        and license_row["plan_table"] == _plan_table()
     )
+
+
+def _plan_table() -> str:
+    """Identifies plan table and issuer: a license made from others is not handed out any more."""
+    return hashlib.sha256(f"{PLAN_TABLE} {settings.license_issuer}".encode()).hexdigest()[:16]
 
 
 def is_older(license_row: Row, presented: Token | None) -> bool:
@@ -141,7 +147,7 @@ def issue_license(
         # A cancellation before the period's end changes no claim, yet shortens the license.
         is_same = is_same and current["expires_at"] <= expires_at
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
-            licenses.confirm_license(cur, current["jti"], PLAN_TABLE)
+            licenses.confirm_license(cur, current["jti"], _plan_table())
             return current
         licenses.supersede_license(cur, customer_id, at)
     key = signing_key()
@@ -151,7 +157,7 @@ def issue_license(
         {
             "jti": claims["jti"], "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
             "status": entitlement.status, "device_limit": entitlement.device_limit,
-            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": PLAN_TABLE,
+            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": _plan_table(),
             "issued_at": issued_at, "renews_at": issued_at + (expires_at - issued_at) / 2,
             "expires_at": expires_at,
         },

@@ -229,6 +229,13 @@ def test_licenses_follow_an_edited_plan_table(client, monkeypatch):
     assert current(client, untouched["customerId"]) == untouched["license"]
 
 
+def test_licenses_follow_another_issuer(client, make_app):
+    customer = make_customer(client)
+    renamed = make_app(LICENSE_ISSUER="renamed").test_client()
+    token = current(renamed, customer["customerId"])
+    assert (claims_of(token)["iss"], code(renamed, token)) == ("renamed", "VALID")
+
+
 def test_a_trial_that_has_run_out_leaves_trial_mode(client, sql):
     customer_id = make_customer(client, plan="professional")["customerId"]
     ended = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
