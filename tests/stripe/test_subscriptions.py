@@ -183,8 +183,9 @@ def test_what_cannot_be_upgraded(shop: Shop) -> None:
     path = f"/api/subscriptions/{subscription_id}/upgrade"
     assert shop.post(path, {"plan": "professional"}, bearer(token)).status_code == 403
     assert shop.act(subscription_id, "cancel").status_code == 200
-    answer = upgrade(shop, subscription_id)
-    assert (answer.status_code, "checkout" in answer.json["message"]) == (409, True)
+    for plan in ("professional", "starter"):
+        answer = upgrade(shop, subscription_id, plan)
+        assert (answer.status_code, "checkout" in answer.json["message"]) == (409, True)
     assert price_at_stripe(shop, subscription_id) == shop.prices["starter"]
     assert shop.charges() == [2900]
 
