@@ -206,9 +206,8 @@ BEGIN
 END
 $$;
 
--- The months that a plan made once need not open are found when it starts to run. PostgreSQL does not
--- count on that when it compares the costs, and would go on planning each time: hence the setting.
-
+-- The months that a plan made once need not open are found when it starts to run. PostgreSQL does not count on that
+-- when it compares the costs, and would go on planning each time: hence the setting.
 CREATE FUNCTION read_usage_reports(
     the_customer TEXT, since TIMESTAMPTZ, before_at TIMESTAMPTZ, before_id BIGINT, page_size INTEGER
 ) RETURNS SETOF usage_reports LANGUAGE plpgsql STABLE SET plan_cache_mode = 'force_generic_plan' AS $$
@@ -226,6 +225,19 @@ END
 $$;
 
 -- A day of a customer is the sum of its instances' highest counts of that day (UTC).
+CREATE FUNCTION usage_days(customer_ids TEXT[], since TIMESTAMPTZ) RETURNS TABLE (
+    customer_id VARCHAR, day DATE, active BIGINT, reports BIGINT
+) LANGUAGE sql STABLE AS $$
+    SELECT customer_id, day, SUM(active)::BIGINT, SUM(reports)::BIGINT
+      FROM (SELECT customer_id, (reported_at AT TIME ZONE 'UTC')::DATE AS day, MAX(active_devices) AS active,
+                   COUNT(*) AS reports
+              FROM usage_reports
+             WHERE customer_id = ANY(customer_ids)
+               AND reported_at >= since
+             GROUP BY customer_id, instance_id, day) AS instance_days
+     GROUP BY customer_id, day
+$$;
+
 CREATE FUNCTION read_usage_figures(customer_ids TEXT[], since TIMESTAMPTZ) RETURNS TABLE (
     customer_id VARCHAR, total_reports BIGINT, avg_active FLOAT, peak_active BIGINT,
     current_active BIGINT, current_total BIGINT
@@ -233,34 +245,17 @@ CREATE FUNCTION read_usage_figures(customer_ids TEXT[], since TIMESTAMPTZ) RETUR
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-    WITH instance_days AS (
-         SELECT customer_id, COUNT(*) AS reports, MAX(active_devices) AS active,
-                (reported_at AT TIME ZONE 'UTC')::DATE AS day
-           FROM usage_reports
-          WHERE customer_id = ANY(customer_ids)
-            AND reported_at >= since
-          GROUP BY customer_id, instance_id, day
-    ), days AS (
-         SELECT customer_id, SUM(reports)::BIGINT AS reports, SUM(active) AS active
-           FROM instance_days
-          GROUP BY customer_id, day
-    ), totals AS (
-         SELECT customer_id, SUM(reports)::BIGINT AS total_reports,
-                SUM(active)::FLOAT / COUNT(*) AS avg_active, MAX(active) AS peak_active
-           FROM days
-          GROUP BY customer_id
-    ), current AS (
-         SELECT customer_id, SUM(active_devices)::BIGINT AS current_active,
-                SUM(total_devices)::BIGINT AS current_total
-           FROM instances
-          WHERE customer_id = ANY(customer_ids)
-            AND retired_at IS NULL
-            AND last_reported_at >= since
-          GROUP BY customer_id
-    )
-    SELECT customer_id, total_reports, avg_active, peak_active, current_active, current_total
-      FROM totals
-      LEFT JOIN current USING (customer_id);
+    SELECT customer_id, SUM(reports)::BIGINT, SUM(days.active)::FLOAT / COUNT(*), MAX(days.active),
+           current.active, current.total
+      FROM usage_days(customer_ids, since) AS days
+      LEFT JOIN (
+           SELECT customer_id, SUM(active_devices)::BIGINT AS active, SUM(total_devices)::BIGINT AS total
+             FROM instances
+            WHERE customer_id = ANY(customer_ids)
+              AND retired_at IS NULL
+              AND last_reported_at >= since
+            GROUP BY customer_id) AS current USING (customer_id)
+     GROUP BY customer_id, current.active, current.total;
 END
 $$;
 

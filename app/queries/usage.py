@@ -112,14 +112,8 @@ def select_usage_days(cur: Cursor, customer_ids: Sequence[str], since: datetime)
     """Active devices per customer and UTC day, oldest first; days without a report are left out."""
     return cur.all(
         """
-        SELECT customer_id, day, SUM(active)::BIGINT AS active, SUM(reports)::BIGINT AS reports
-          FROM (SELECT customer_id, (reported_at AT TIME ZONE 'UTC')::DATE AS day,
-                       MAX(active_devices) AS active, COUNT(*) AS reports
-                  FROM usage_reports
-                 WHERE customer_id = ANY(%(customer_ids)s)
-                   AND reported_at >= %(since)s
-                 GROUP BY customer_id, instance_id, day) AS instance_days
-         GROUP BY customer_id, day
+        SELECT customer_id, day, active, reports
+          FROM usage_days(%(customer_ids)s, %(since)s)
          ORDER BY customer_id, day
         """,
         {"customer_ids": list(customer_ids), "since": since},

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg2
+from flask import current_app
 
 from app.context import now
 from app.db import Cursor, Row
@@ -20,6 +21,7 @@ from app.queries import audit, subscriptions, usage
 from app.services.licenses import current_license, is_current, is_older, require_serving
 
 IMPORT_BATCH: Final = 1000
+PARTITIONS_PAUSE_SECONDS: Final = 60
 SILENT_AFTER: Final = timedelta(hours=48)
 IN_USE_WITHIN: Final = timedelta(days=7)
 ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license", "silent")
@@ -108,26 +110,26 @@ def _store(reports: Sequence[Row], presented: Token | None) -> list[Row]:
     with db.statement() as cur:
         rows = usage.store_usage_reports(cur, reports, presented, now() - IN_USE_WITHIN)
     if any(row["partition_missing"] for row in rows):
-        _make_partitions()
+        _ensure_partitions()
     return rows
 
 
-def _make_partitions() -> None:
-    """Tried again after a minute, as each try waits while a backup locks the table.
+def _ensure_partitions() -> None:
+    """Make the months that are missing; where that fails (a backup reads the table), not again at once.
 
-    Until then what is stored stays in the default partition.
+    What is stored waits in the default partition meanwhile.
     """
-    failed_at = _partitions_failed_at.get(db.url, float("-inf"))
-    if time.monotonic() - failed_at < PARTITION_RETRY_SECONDS:
+    extensions = current_app.extensions
+    if time.monotonic() < extensions.get("billing.partitions_paused_until", 0):
         return
-    reason = "the table is locked"
     try:
         with db.statement() as cur:
             if usage.ensure_usage_partitions(cur):
                 return
+        reason = "the table is in use"
     except (DomainError, psycopg2.Error) as error:
         reason = str(error).partition("\n")[0]
-    _partitions_failed_at[db.url] = time.monotonic()
+    extensions["billing.partitions_paused_until"] = time.monotonic() + PARTITIONS_PAUSE_SECONDS
     log.warning("no partition for the usage reports of a month yet: %s", reason)
 
 

@@ -255,3 +255,14 @@ def test_a_storage_that_is_none_ends_the_start_with_one_line(uri):
         RateLimiter(load_settings({"RATELIMIT_STORAGE_URI": uri}))
     assert str(refused.value).startswith("RATELIMIT_STORAGE_URI: expected ")
     assert "word" not in str(refused.value)
+
+
+def test_counts_of_a_process_are_forgotten_when_their_window_is_over(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    storage = ratelimit.ProcessStorage()
+    assert [storage.incr("a", 10), storage.incr("a", 10), storage.incr("b", 100)] == [1, 2, 1]
+    clock[0] += 10
+    assert (storage.incr("a", 10), storage.get_expiry("a")) == (1, 1020)
+    clock[0] += ratelimit.FORGET_SECONDS
+    assert (storage.incr("b", 100), storage.expirations) == (2, {"b": 1100})
