@@ -106,7 +106,8 @@ def _status(cur: Cursor, sql_dir: Path) -> list[Migration]:
                 f"sql/{path.name} was edited after it was applied. Migrations are append-only: "
                 "restore the file and put the change into a new one."
             )
-        migrations.append(Migration(path.stem, checksum, script, record and record["applied_at"]))
+        applied_at = record["applied_at"] if record else None
+        migrations.append(Migration(path.stem, checksum, script, applied_at))
     return migrations + [
         Migration(name, record["checksum"], None, record["applied_at"])
         for name, record in sorted(records.items())

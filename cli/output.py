@@ -162,16 +162,16 @@ class Group(AppGroup):
                 click.get_current_context().exit(answer.exit_code)
 
             if examples:
-                lines = (f"\b\nExample{'s' * (len(examples) > 1)}:", *(f"      {one}" for one in examples))
-                kwargs["help"] = f"{cleandoc(callback.__doc__ or '')}\n\n" + "\n".join(lines)
+                lines = [f"      {example}" for example in examples]
+                kwargs["help"] = "\n".join([cleandoc(callback.__doc__ or ""), "", "\b", "Example:", *lines])
             command = super(Group, self).command(name, **kwargs)(run)
-            command.params.append(
-                click.Option(["--json", "to_json"], is_flag=True, help="JSON on stdout, for machines.")
-            )
+            forms = {"json": "JSON on stdout, for machines."}
             if csv:
-                command.params.append(
-                    click.Option(["--csv", "to_csv"], is_flag=True, help="CSV on stdout, for spreadsheets.")
-                )
+                forms["csv"] = "CSV on stdout, for spreadsheets."
+            command.params += [
+                click.Option([f"--{form}", f"to_{form}"], is_flag=True, help=text)
+                for form, text in forms.items()
+            ]
             return command
 
         return decorator
@@ -193,18 +193,16 @@ def _login() -> str:
 
 
 def _print(answer: Answer, form: str) -> None:
-    text, size = "", shutil.get_terminal_size()
+    terminal = shutil.get_terminal_size() if sys.stdout.isatty() and form == "text" else None
     if form == "json":
         text = answer.as_json()
     elif form == "csv":
         text = answer.as_csv()
-    elif not sys.stdout.isatty():
-        text = answer.as_text()
     else:
-        text = answer.as_text(size.columns)
-        if text.count("\n") >= size.lines:
-            click.echo_via_pager(text, color=True)
-            return
+        text = answer.as_text(terminal and terminal.columns)
+    if terminal and text.count("\n") >= terminal.lines:
+        click.echo_via_pager(text, color=True)
+        return
     try:
         click.echo(text, nl=False)
     except OSError as error:

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
@@ -52,7 +52,7 @@ def main() -> None:
     finally:
         for signum in ends:
             signal.signal(signum, signal.SIG_IGN)
-        _stop(reversed(children.values()))
+        _stop(children)
 
 
 def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
@@ -74,7 +74,7 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
         setup = [sys.executable, "-m", "flask", "stripe", "setup"]
         done = subprocess.run(setup, cwd=ROOT, check=False, capture_output=True, text=True)
         if done.returncode != 0:
-            raise SystemExit(f"flask stripe setup failed: {done.stderr.strip()}")
+            raise SystemExit(f"flask stripe setup failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     print(f"Starting the service on port {settings.port} …", flush=True)
     children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
     _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
@@ -93,9 +93,8 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
 def _prepare(settings: Settings) -> str:
     """Keys and the migrated database, whose URL it returns; what is there already stays as it is."""
     if not key_is_elsewhere(settings) and not settings.license_private_key_path.exists():
-        print(
-            f"Making the license keys in {_relative(settings.license_private_key_path.parent)}/ …", flush=True
-        )
+        folder = _relative(settings.license_private_key_path.parent)
+        print(f"Making the license keys in {folder}/ …", flush=True)
         write_key_files(settings, generate_private_key())
     load_signing_key(settings)
     if not settings.database_url:
@@ -208,9 +207,9 @@ def _wait(url: str, child: "subprocess.Popen[bytes]") -> None:
     raise ConfigError(f"{url} does not answer; see the lines above (is its port taken?)")
 
 
-def _stop(children: Iterable["subprocess.Popen[bytes]"]) -> None:
-    """End each child and whatever it has left behind in its process group."""
-    for child in children:
+def _stop(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
+    """End each child, the last one first, and whatever it has left behind in its process group."""
+    for child in reversed(children.values()):
         if child.poll() is None:
             child.terminate()
         with suppress(subprocess.TimeoutExpired):
