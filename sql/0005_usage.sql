@@ -267,10 +267,7 @@ CREATE FUNCTION find_usage_alerts(
 ) RETURNS TABLE (
     created_at TIMESTAMPTZ, customer_id VARCHAR, kind TEXT, instance_id VARCHAR, active_devices BIGINT,
     device_limit INTEGER
-) LANGUAGE plpgsql STABLE AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
+) LANGUAGE sql STABLE AS $$
     WITH reports AS (
          SELECT customer_id, instance_id, active_devices AS active, reported_at,
                 LAG(active_devices) OVER instance AS last_active,
@@ -294,22 +291,17 @@ BEGIN
          SELECT DISTINCT customer_id, at, SUM(step) OVER (PARTITION BY customer_id ORDER BY at) AS active
            FROM steps
     ), limits AS (
-         SELECT totals.*, bought.device_limit,
-                CASE WHEN bought.device_limit IS NULL OR active * 100 < bought.device_limit * 80::BIGINT THEN 0
-                     WHEN active < bought.device_limit THEN 80
-                     ELSE 100 END AS level
+         SELECT *, (SELECT device_limit
+                      FROM licenses
+                     WHERE customer_id = totals.customer_id
+                       AND issued_at <= at
+                     ORDER BY id DESC
+                     LIMIT 1) AS device_limit
            FROM totals
-           LEFT JOIN LATERAL (
-                SELECT device_limit
-                  FROM licenses
-                 WHERE customer_id = totals.customer_id
-                   AND issued_at <= at
-                 ORDER BY id DESC
-                 LIMIT 1) AS bought ON TRUE
     ), levels AS (
-         SELECT customer_id, at, active, device_limit, level,
+         SELECT *, active * 100.0 / device_limit AS percentage,
                 CASE WHEN device_limit > LAG(device_limit) OVER customer THEN 0
-                     ELSE COALESCE(LAG(level) OVER customer, 0) END AS last_level
+                     ELSE COALESCE(LAG(active * 100.0 / device_limit) OVER customer, 0) END AS last_percentage
            FROM limits
          WINDOW customer AS (PARTITION BY customer_id ORDER BY at)
     ), newcomers AS (
@@ -317,9 +309,9 @@ BEGIN
            FROM instances
           WHERE the_customer IS NULL OR customer_id = the_customer
     )
-    SELECT at, customer_id, 'threshold_' || threshold, NULL, active::BIGINT, device_limit
+    SELECT at, customer_id, 'threshold_' || threshold, NULL::TEXT, active::BIGINT, device_limit
       FROM levels
-      JOIN (VALUES (80), (100)) AS thresholds (threshold) ON threshold > last_level AND threshold <= level
+      JOIN (VALUES (80), (100)) AS thresholds (threshold) ON threshold > last_percentage AND threshold <= percentage
      WHERE at >= since
      UNION ALL
     SELECT reported_at, customer_id, 'sudden_drop', instance_id, active, NULL
@@ -336,6 +328,5 @@ BEGIN
     SELECT last_reported_at + silent_after, customer_id, 'silent', instance_id, NULL, NULL
       FROM newcomers
      WHERE last_reported_at < moment - silent_after
-       AND retired_at IS NULL;
-END
+       AND retired_at IS NULL
 $$;

@@ -21,20 +21,16 @@ class IdCursor(fields.Field[int]):
     """A row id."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        parts = _open(value)
-        if len(parts) != 1 or not _is_id(parts[0]):
-            raise ValidationError("Not a cursor that was given out.")
-        return int(parts[0])
+        [row_id] = _open(value, 1)
+        return int(row_id)
 
 
 class TimeCursor(fields.Field[tuple[datetime, int]]):
     """A time and a row id."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[datetime, int]:
-        parts = _open(value)
-        if len(parts) != 2 or not _is_id(parts[1]):
-            raise ValidationError("Not a cursor that was given out.")
-        return read_instant(parts[0]), parts[1]
+        at, row_id = _open(value, 2)
+        return read_instant(at), row_id
 
 
 def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
@@ -48,13 +44,16 @@ def cursor(*parts: int | datetime) -> str:
     return _text(zlib.crc32(plain).to_bytes(4) + plain)
 
 
-def _open(value: Any) -> list[Any]:
+def _open(value: Any, size: int) -> list[Any]:
+    """What was sealed: so many parts, the last of them a row id."""
     try:
         sealed = base64.b64decode(str(value) + "=" * (-len(str(value)) % 4), altchars=b"-_", validate=True)
         if zlib.crc32(sealed[4:]).to_bytes(4) != sealed[:4]:
             raise ValueError
         parts = json.loads(sealed[4:])
-        if not isinstance(parts, list) or _text(sealed) != value:
+        if not isinstance(parts, list) or len(parts) != size or _text(sealed) != value:
+            raise ValueError
+        if type(parts[-1]) is not int or not 0 <= parts[-1] <= MAX_ID:
             raise ValueError
         return parts
     except (ValueError, binascii.Error, RecursionError):
@@ -63,10 +62,6 @@ def _open(value: Any) -> list[Any]:
 
 def _text(sealed: bytes) -> str:
     return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_ID
 
 
 class Digits(fields.Integer):

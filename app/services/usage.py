@@ -223,9 +223,9 @@ def overview(*, days: int, limit: int | None = None, after: int | None = None) -
 
 def top(over: float, *, days: int = 7) -> list[Row]:
     """The lines of `overview` at or over this utilization (a ratio), worst first; none that has no limit."""
-    lines = [line for line in overview(days=days) if (line["summary"]["utilization"] or 0) >= over]
-    limited = [line for line in lines if line["device_limit"] is not None]
-    return sorted(limited, key=lambda line: -line["summary"]["utilization"])
+    limited = [line for line in overview(days=days) if line["device_limit"] is not None]
+    lines = [line for line in limited if line["summary"]["utilization"] >= over]
+    return sorted(lines, key=lambda line: -line["summary"]["utilization"])
 
 
 def days_of(customer_ids: Sequence[str], *, days: int) -> dict[str, list[Row]]:
@@ -292,26 +292,20 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
     Raises Invalid for another header than CSV_COLUMNS, in any order.
     """
     reader = csv.reader(file)
+    items: dict[int, Row | DomainError] = {}
     try:
-        yield from _import_lines(reader, next(reader, []))
+        header = next(reader, [])
+        if sorted(header) != sorted(CSV_COLUMNS):
+            raise Invalid(f"Line 1: expected the columns {','.join(CSV_COLUMNS)}, not {','.join(header)}.")
+        for cells in reader:
+            if cells:
+                items[reader.line_num] = _read_line(header, cells)
+            if len(items) == IMPORT_BATCH:
+                yield from _import_batch(items)
+                items = {}
+        yield from _import_batch(items)
     except csv.Error as error:
         raise Invalid(f"Line {reader.line_num}: {error}.") from None
-
-
-def _import_lines(reader: Any, header: Sequence[str]) -> Iterator[Row]:
-    if sorted(header) != sorted(CSV_COLUMNS):
-        raise Invalid(f"Line 1: expected the columns {','.join(CSV_COLUMNS)}, not {','.join(header)}.")
-    lines: list[int] = []
-    items: list[Row | DomainError] = []
-    for cells in reader:
-        if cells:
-            lines.append(reader.line_num)
-            items.append(_read_line(header, cells))
-        if len(items) == IMPORT_BATCH:
-            yield from _import_batch(lines, items)
-            lines, items = [], []
-    if items:
-        yield from _import_batch(lines, items)
 
 
 def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError:
@@ -331,8 +325,9 @@ def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError
         return invalid("csv", error.messages)
 
 
-def _import_batch(lines: Sequence[int], items: Sequence[Row | DomainError]) -> Iterator[Row]:
-    for line, result in zip(lines, receive_batch(items, None)["results"], strict=True):
+def _import_batch(items: dict[int, Row | DomainError]) -> Iterator[Row]:
+    results = receive_batch(list(items.values()), None)["results"]
+    for line, result in zip(items, results, strict=True):
         errors = result.get("errors", {})
         found = errors.get("csv") or errors.get("json") or {}
         texts = (
