@@ -57,7 +57,11 @@ def restore(db: Database, file: str) -> None:
         script = Path(folder) / "restore.sql"
         options = ("--no-owner", "--no-privileges", f"--file={script}")
         _run("pg_restore", *options, str(Path(file).absolute()))
-        _blank_newer_setting(script)
+        with open(script, "r+b") as lines:  # the setting stands among the first
+            at = lines.read(4096).find(_NEWER_SETTING)
+            if at >= 0:
+                lines.seek(at)
+                lines.write(b" " * len(_NEWER_SETTING))
         with db.statement() as cur:
             migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
             if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
@@ -69,43 +73,29 @@ def restore(db: Database, file: str) -> None:
         )  # fmt: skip
 
 
-def program(name: str, *args: str, url: str) -> tuple[list[str], dict[str, str]]:
+def program(name: str, *args: str, url: str | None = None) -> tuple[list[str], dict[str, str]]:
     """The command line and environment that run `name` on the database of `url`.
 
     The password is in the environment, as everybody on the machine can read arguments.
     """
-    target = parse_dsn(url)
+    try:
+        path = str(embedded.bin_dir() / name)  # the wheel's, which is of a current version
+    except ConfigError:
+        path = shutil.which(name) or ""
+    if not path:
+        raise DomainError(f"{name} is not installed; it comes with PostgreSQL's client programs.")
     environ = dict(os.environ)
+    if url is None:
+        return [path, *args], environ
+    target = parse_dsn(url)
     if "password" in target:
         environ["PGPASSWORD"] = target.pop("password")
-    return [_find(name), f"--dbname={make_dsn(**target)}", *args], environ
+    return [path, f"--dbname={make_dsn(**target)}", *args], environ
 
 
 def _run(name: str, *args: str, url: str | None = None) -> None:
-    command, environ = program(name, *args, url=url) if url else ([_find(name), *args], dict(os.environ))
+    command, environ = program(name, *args, url=url)
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["no message"]
         raise DomainError(f"{name} failed: {said[0]}")
-
-
-def _blank_newer_setting(script: Path) -> None:
-    """Overwrite that line, which stands among the first, with spaces."""
-    with open(script, "r+b") as file:
-        at = file.read(4096).find(_NEWER_SETTING)
-        if at >= 0:
-            file.seek(at)
-            file.write(b" " * len(_NEWER_SETTING))
-
-
-def _find(name: str) -> str:
-    """The wheel's program, which is of a current version; else the one on PATH."""
-    try:
-        return str(embedded.bin_dir() / name)
-    except ConfigError:
-        found = shutil.which(name)
-        if found is None:
-            raise DomainError(
-                f"{name} is not installed; it comes with PostgreSQL's client programs."
-            ) from None
-        return found

@@ -300,6 +300,10 @@ Expires
         assert (shop.charges(), shop.plan_and_status(customer_id)[0]) == (paid, "starter")
         done = console(*upgrade)
         assert (done.exit_code, f"Stripe charges ${charge} now" in done.stderr) == (0, True)
+        explained = console("customer", "explain", customer_id).stdout
+        assert re.search(
+            r"(?m)^\d+/\d+/\d{4}, \d+:\d\d:\d\d [AP]M  customer\.subscription\.updated ", explained
+        )
         assert shop.plan_and_status(customer_id) == ("professional", "active")
         assert shop.charges()[-1] == round(float(charge) * 100)
         same = terminal(*upgrade, columns=200)
