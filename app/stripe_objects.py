@@ -87,7 +87,6 @@ def subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> 
         "stripe_price_id": price["id"],
         "plan": plan_of(price) if item else UNKNOWN,
         "billing_interval": price["recurring"]["interval"],
-        "unit_amount": price.get("unit_amount"),
         "amount": (price.get("unit_amount") or 0) * quantity,
         "currency": price["currency"],
         "status": status,
