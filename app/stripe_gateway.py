@@ -314,10 +314,6 @@ class StripeGateway:
             raise Conflict(f"The price {found[0]['id']} of {LOOKUP_KEYS[plan, interval]} is archived.")
         return active[0] if active else None
 
-    def retrieve_price(self, price_id: str) -> dict[str, Any] | None:
-        """None: Stripe does not find it."""
-        return _or_none(self._v1.prices.retrieve, price_id)
-
     def list_prices(self, lookup_keys: list[str]) -> list[dict[str, Any]]:
         """The prices that carry one of these lookup keys, archived ones too."""
         page = self._v1.prices.list({"lookup_keys": lookup_keys, "limit": PAGE})
@@ -495,7 +491,7 @@ def _raise_for(body: str | bytes, status: int, headers: Mapping[str, str]) -> No
             return
         error = answer["error"]
         raise _refusal(status, dict(error), request_id)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         reason = f"Stripe failed with status {status}" if status >= 500 else "Stripe's answer is not usable"
         raise StripeFailed(f"{reason} (Stripe request {request_id}). Try again.") from None
 
@@ -512,7 +508,9 @@ def _is_well_formed(answer: Any) -> bool:
 def _refusal(status: int, error: dict[str, Any], request_id: str | None) -> DomainError:
     """Stripe's error as one of ours, in Stripe's words. https://docs.stripe.com/api/errors"""
     code, param = error.get("code"), str(error.get("param") or "")
-    words = redacted(f"{error.get('message', 'no reason given')} (Stripe request {request_id})")
+    message = str(error.get("message", "no reason given")).encode(errors="replace").decode()
+    # Cut and without NUL, as the database could not store it otherwise.
+    words = redacted(f"{message.replace(chr(0), '')[:300]} (Stripe request {request_id})")
     refusal = _classified(status, error.get("type"), code, param, words)
     refusal.stripe_code = code
     log.warning(

@@ -87,7 +87,6 @@ def subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> 
         "stripe_price_id": price["id"],
         "plan": plan_of(price) if item else UNKNOWN,
         "billing_interval": price["recurring"]["interval"],
-        "unit_amount": price.get("unit_amount"),
         "amount": (price.get("unit_amount") or 0) * quantity,
         "currency": price["currency"],
         "status": status,
@@ -160,19 +159,20 @@ def read_event(event: Any) -> dict[str, Any]:
     customer = found.get("id") if found.get("object") == "customer" else found.get("customer")
     if isinstance(customer, Mapping):
         customer = customer.get("id")
-    if not _is_identifier(event["id"]) or not _is_identifier(event["type"]):
+    if not is_identifier(event["id"]) or not is_identifier(event["type"]):
         raise ValueError("not an identifier")
     return {
         "event_id": event["id"],
         "type": event["type"].removeprefix("v1."),
         "livemode": bool(event["livemode"]),
         "created_at": created_at,
-        "object_id": found.get("id") if _is_identifier(found.get("id")) else None,
-        "stripe_customer_id": customer if _is_identifier(customer) else None,
+        "object_id": found.get("id") if is_identifier(found.get("id")) else None,
+        "stripe_customer_id": customer if is_identifier(customer) else None,
     }
 
 
-def _is_identifier(value: Any) -> bool:
+def is_identifier(value: Any) -> bool:
+    """Whether it may be one of Stripe's ids, or the name of an event."""
     return isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value))
 
 

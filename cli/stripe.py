@@ -9,6 +9,7 @@ from app.extensions import db
 from app.queries import audit
 from app.queries import events as event_rows
 from app.queries.stripe import insert_ignored
+from app.stripe_objects import is_identifier
 from cli.output import (
     Answer,
     Column,
@@ -64,6 +65,8 @@ def sync(customer_id: str | None, dry_run: bool, ignored: tuple[str, ...]) -> An
     """
     from app.services.stripe_reconcile import sync_all, sync_one
 
+    if ignored and (dry_run or not all(map(is_identifier, ignored))):
+        raise click.UsageError("--ignore takes ids of Stripe's and remembers them: not with --dry-run.")
     if ignored:
         with db.transaction("stripe.ignore") as cur:
             for stripe_id in ignored:

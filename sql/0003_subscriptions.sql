@@ -104,12 +104,9 @@ CREATE TABLE stripe_account (
 
 -- What each price sold, whatever becomes of it at Stripe.
 CREATE TABLE stripe_prices (
-    price_id         VARCHAR(255) PRIMARY KEY,
-    plan             VARCHAR(50)  NOT NULL CHECK (plan IN ('starter', 'professional', 'enterprise')),
-    billing_interval VARCHAR(10)  NOT NULL,
-    amount           BIGINT,
-    currency         VARCHAR(3)   NOT NULL,
-    created_at       TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
+    price_id   VARCHAR(255) PRIMARY KEY,
+    plan       VARCHAR(50)  NOT NULL CHECK (plan IN ('starter', 'professional', 'enterprise')),
+    created_at TIMESTAMPTZ  NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 
 -- Payers that belong to nobody here, or pay for something else, and shall not be named again:

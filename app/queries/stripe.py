@@ -1,7 +1,5 @@
 """What is remembered of the Stripe account: itself, what its prices sold, payers to be ignored."""
 
-from typing import Any
-
 from app.db import Cursor, Row
 
 
@@ -25,21 +23,21 @@ def select_price_plan(cur: Cursor, price_id: str) -> str | None:
     return str(row["plan"]) if row else None
 
 
-def upsert_price(cur: Cursor, subscription: dict[str, Any]) -> None:
-    """Remember what the price of a subscription sells; locks nothing when it is known."""
+def upsert_price(cur: Cursor, price_id: str, plan: str) -> None:
+    """Remember what a price sells; locks nothing when it is known."""
     cur.execute(
         """
-        INSERT INTO stripe_prices (price_id, plan, billing_interval, amount, currency)
-        SELECT %(stripe_price_id)s, %(plan)s, %(billing_interval)s, %(unit_amount)s, %(currency)s
+        INSERT INTO stripe_prices (price_id, plan)
+        SELECT %(price_id)s, %(plan)s
          WHERE NOT EXISTS (
                SELECT 1
                  FROM stripe_prices
-                WHERE price_id = %(stripe_price_id)s
+                WHERE price_id = %(price_id)s
                   AND plan = %(plan)s)
             ON CONFLICT (price_id) DO UPDATE
            SET plan = EXCLUDED.plan
         """,
-        subscription,
+        {"price_id": price_id, "plan": plan},
     )
 
 

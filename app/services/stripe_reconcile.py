@@ -132,7 +132,8 @@ def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) ->
         progress(0, len(here.known))
         for after, page in _pages():
             rows = [fetched_row(subscription, plan_of) for subscription in page]
-            remember_prices(cur, rows)
+            if not dry_run:
+                remember_prices(cur, rows)
             differing = _compare_page(report, here, zip(page, rows, strict=True), plan_of, ignored)
             seen |= {subscription["id"] for subscription in page}
             progress(len(page), len(differing))

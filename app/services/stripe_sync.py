@@ -158,9 +158,9 @@ def price_plans(cur: Cursor) -> Callable[[Object], str]:
 
 def remember_prices(cur: Cursor, fetched: Iterable[Row]) -> None:
     """Put on record what the prices of these subscriptions sell, for the day when Stripe no longer says."""
-    by_id = {row["stripe_price_id"]: row for row in fetched if row["plan"] != UNKNOWN}
-    for row in by_id.values():
-        stripe_rows.upsert_price(cur, row)
+    plans = {row["stripe_price_id"]: row["plan"] for row in fetched if row["plan"] != UNKNOWN}
+    for price_id, plan in plans.items():
+        stripe_rows.upsert_price(cur, price_id, plan)
 
 
 def is_ours(subscription: Object, plan_of: Callable[[Object], str]) -> bool:

@@ -425,7 +425,7 @@ def scripts(*more: Any) -> Any:
     return st.lists(st.tuples(st.integers(0, 1), st.one_of(steps, *more)), min_size=8, max_size=22)
 
 
-EXAMPLES = int(os.environ.get("CONVERGENCE_EXAMPLES", "24"))
+EXAMPLES = int(os.environ.get("CONVERGENCE_EXAMPLES", "16"))
 bounded = settings(
     max_examples=max(1, EXAMPLES // 2),
     deadline=None,

@@ -245,7 +245,7 @@ def row(*items: dict[str, Any], **fields: Any) -> dict[str, Any]:
 def test_the_row_of_an_ordinary_subscription() -> None:
     assert row(item(price(), quantity=3), customer={"id": "cus_7"}, cancel_at=T0 + 100) == {
         "subscription_id": "sub_1", "stripe_subscription_id": "sub_1", "stripe_customer_id": "cus_7",
-        "stripe_price_id": "price_1", "plan": "starter", "billing_interval": "month", "unit_amount": 2900,
+        "stripe_price_id": "price_1", "plan": "starter", "billing_interval": "month",
         "amount": 8700, "currency": "usd", "status": "active", "paid": True, "trial_ends_at": None,
         "current_period_starts_at": as_time(T0), "current_period_ends_at": as_time(T0 + 100),
         "cancel_at_period_end": False, "cancel_at": as_time(T0 + 100), "ended_at": None,
