@@ -1,21 +1,11 @@
 """The billing control plane. `create_app` is the only place that puts its parts together."""
 
-from collections.abc import Callable
-from typing import Any
-
 from flask import Flask
 
 from app.config import Settings, load_settings
 from app.extensions import init_extensions
 
 __version__ = "0.2.0"
-
-
-class App(Flask):
-    """Flask without asynchronous views, which it looks for nine times a request."""
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return func
 
 
 def create_app(settings: Settings | None = None, *, with_web: bool = True) -> Flask:
@@ -26,7 +16,7 @@ def create_app(settings: Settings | None = None, *, with_web: bool = True) -> Fl
     from cli import register_commands  # which needs this package to be there already
 
     settings = settings or load_settings()
-    app = App("app", static_folder=None)
+    app = Flask("app", static_folder=None)
     init_extensions(app, settings)
     register_commands(app)
     if with_web:
