@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-import pytest
 import requests
 
 from tests.conftest import ADMIN
@@ -71,20 +71,21 @@ def killed_while(server: Server, shop: Shop, path: str, call: Callable[[], Any])
     shop.sandbox.faults.clear()
 
 
-@pytest.mark.parametrize("path", ["/v1/customers", "/v1/checkout/sessions"])
-def test_killed_while_a_page_is_made(shop: Shop, serve: Serve, path: str) -> None:
-    customer_id = shop.customer()
+def test_killed_while_a_page_is_made(shop: Shop, serve: Serve) -> None:
     server = serve(WEB_CONCURRENCY="1")
-    killed_while(server, shop, path, lambda: ask_for_page(server, customer_id))
-    server.restart()
-    answer = ask_for_page(server, customer_id)
-    assert answer.status_code == 201
-    assert [s["id"] for s in shop.sandbox.every("checkout.session")] == [answer.json()["sessionId"]]
-    assert len(shop.sandbox.every("customer")) == 1
-    shop.sandbox.pay(answer.json()["sessionId"])
-    shop.deliver()
-    assert shop.charges() == [2900]
-    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    for number, path in enumerate(("/v1/customers", "/v1/checkout/sessions"), start=1):
+        customer_id = shop.customer()
+        killed_while(server, shop, path, partial(ask_for_page, server, customer_id))
+        server.restart()
+        answer = ask_for_page(server, customer_id)
+        assert answer.status_code == 201
+        assert shop.sandbox.every("checkout.session")[-1]["id"] == answer.json()["sessionId"]
+        kinds = ("customer", "checkout.session")
+        assert [len(shop.sandbox.every(kind)) for kind in kinds] == [number, number]
+        shop.sandbox.pay(answer.json()["sessionId"])
+        shop.deliver()
+        assert shop.charges() == [2900] * number
+        assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
 def test_killed_while_an_upgrade_is_paid(shop: Shop, serve: Serve) -> None:
