@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 
 from app.db import Cursor, Row
 from app.encoding import json_text
 
 DAY_COLUMNS = """customer_id, day, revision, total, included, over, due, price, reports, state, released,
              reason, actor, created_at, bill, subscription_id, invoice_item_id, billed_at"""
+ALWAYS: Final[Row] = {"starts_at": None, "ends_at": None}
 
 
 # When it is on
@@ -246,16 +247,9 @@ def compute_days(
 
 
 def put_on_bill(
-    cur: Cursor,
-    customer_id: str,
-    *,
-    state: str,
-    bill: str,
-    subscription_id: str,
-    starts_at: datetime | None = None,
-    ends_at: datetime | None = None,
+    cur: Cursor, customer_id: str, bill: str, subscription_id: str, *, state: str, period: Row | None = None
 ) -> None:
-    """Days in that state go onto a bill: those wholly inside a period, or all; held ones wait."""
+    """Days in that state go onto a bill: those wholly inside a period, or all."""
     cur.execute(
         """
         UPDATE overage_days AS days
@@ -268,12 +262,11 @@ def put_on_bill(
            AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(newest.day)
         """,
         {
+            **(period or ALWAYS),
             "customer_id": customer_id,
-            "state": state,
             "bill": bill,
             "subscription_id": subscription_id,
-            "starts_at": starts_at,
-            "ends_at": ends_at,
+            "state": state,
         },
     )
 
@@ -310,7 +303,6 @@ def select_days(
     cur: Cursor, customer_id: str, *, day: date | None = None, period: Row | None = None, unsent: bool = False
 ) -> list[Row]:
     """Every revision: of one day, of those wholly inside a period, of those on a bill Stripe may not have."""
-    within = period or {"starts_at": None, "ends_at": None}
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
@@ -321,7 +313,7 @@ def select_days(
            AND (NOT %(unsent)s OR bill IS NOT NULL AND state <> 'billed')
          ORDER BY day, revision
         """,
-        {**within, "customer_id": customer_id, "day": day, "unsent": unsent},
+        {**(period or ALWAYS), "customer_id": customer_id, "day": day, "unsent": unsent},
     )
 
 

@@ -109,19 +109,14 @@ def _close_periods(customer_id: str, invoices: dict[str, list[dict[str, Any]]]) 
             overage.compute_days(cur, customer_id, PLAN_PRICES, unclosed[0]["starts_at"])
         for period in (row for row in unclosed if row["is_over"]):
             if settings.overage == "on":
-                start = f"{period['starts_at']:%Y%m%dT%H%M%SZ}"
-                overage.put_on_bill(
-                    cur,
-                    customer_id,
-                    state="open",
-                    bill=f"overage-{customer_id}-{period['subscription_id']}-{start}",
-                    **{name: period[name] for name in ("subscription_id", "starts_at", "ends_at")},
-                )
+                subscription_id = period["subscription_id"]
+                bill = f"overage-{customer_id}-{subscription_id}-{period['starts_at']:%Y%m%dT%H%M%SZ}"
+                overage.put_on_bill(cur, customer_id, bill, subscription_id, state="open", period=period)
             overage.close_period(cur, period, "billed" if settings.overage == "on" else "shadow", now())
         unsent = overage.select_days(cur, customer_id, unsent=True)
     if settings.overage != "on":
         return []
-    return [bill for bill in bills_of(unsent) if bill.subscription_id in invoices]
+    return [found for found in bills_of(unsent) if found.subscription_id in invoices]
 
 
 def _send(customer_id: str, bill: Bill, invoices: list[dict[str, Any]], *, is_live: bool) -> None:
@@ -219,7 +214,7 @@ def bill_late(customer_id: str) -> Row | None:
         named = hashlib.sha256(repr([(row["day"], row["revision"]) for row in late]).encode()).hexdigest()
         bill = f"{LATE_PREFIX}{customer_id}-{named[:16]}"
         subscription_id = subscriptions_at_stripe[0]["subscription_id"]
-        overage.put_on_bill(cur, customer_id, state="late", bill=bill, subscription_id=subscription_id)
+        overage.put_on_bill(cur, customer_id, bill, subscription_id, state="late")
     settle(customer_id)
     return {
         "customer_id": customer_id,
@@ -252,11 +247,8 @@ def billing_of(customer_id: str, which: str) -> Row:
     price = price_of(customer, granted.plan)
     with _changing_days(customer_id) as cur:
         overage.insert_current_periods(cur, customer_id)
-        periods = [
-            row
-            for row in overage.select_paid_periods(cur, customer_id)
-            if row["is_over"] == (which == "previous")
-        ]
+        paid = overage.select_paid_periods(cur, customer_id)
+        periods = [row for row in paid if row["is_over"] == (which == "previous")]
         if not periods:
             raise NotFound(f"There is no {which} paid period.")
         own = [row for row in periods if row["subscription_id"] == best["subscription_id"]]
