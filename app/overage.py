@@ -72,16 +72,15 @@ def bills_of(days: Iterable[Row]) -> list[Bill]:
     by_bill: dict[str, list[Row]] = {}
     for row in days:
         by_bill.setdefault(row["bill"], []).append(row)
-    return [_bill(bill, rows) for bill, rows in by_bill.items()]
-
-
-def _bill(bill: str, rows: Sequence[Row]) -> Bill:
-    quantities: Counter[int] = Counter()
-    for row in rows:
-        quantities[row["price"]] += row["due"]
-    days = [row["day"] for row in rows if row["due"]] or [row["day"] for row in rows]
-    owed = {price: quantity for price, quantity in quantities.items() if quantity}
-    return Bill(bill, rows[0]["subscription_id"], min(days), max(days), owed)
+    bills = []
+    for bill, rows in by_bill.items():
+        owed = [row for row in rows if row["due"]]
+        quantities: Counter[int] = Counter()
+        for row in owed:
+            quantities[row["price"]] += row["due"]
+        dates = [row["day"] for row in owed or rows]
+        bills.append(Bill(bill, rows[0]["subscription_id"], min(dates), max(dates), quantities))
+    return bills
 
 
 def summarize(revisions: Sequence[Row]) -> tuple[list[Row], int, int]:

@@ -1,11 +1,12 @@
 """`flask usage overage|invoice-preview|bill-late` and `flask customer overage`: devices above the limit."""
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 
 from app.db import Row
+from app.encoding import camel_case
 from app.errors import DomainError
 from app.extensions import db, settings, stripe
 from app.queries import overage as overage_rows
@@ -30,9 +31,14 @@ DAY_COLUMNS = (
     Column("Customer ID", 21, is_id=True), Column("Day", 10), Column("State", 6),
     Column("Total", 6, right=True), Column("Included", 8, right=True), Column("Over", 6, right=True),
 )  # fmt: skip
+DAY_CELLS = ("customer_id", "day", "state", "total", "included", "over")
 
 
-@customer.command("overage")
+@customer.command(
+    "overage",
+    "flask customer overage --id cust_abc123 --on --cap 40",
+    "flask customer overage --id cust_abc123 --off",
+)
 @customer_argument
 @click.option("--on/--off", "on", default=None, help="Bill devices above the included ones, or no longer.")
 @click.option("--cap", type=click.IntRange(1, 10_000_000), help="Limit of the license; twice the included.")
@@ -40,13 +46,7 @@ DAY_COLUMNS = (
     "--price", type=click.IntRange(1), metavar="CENTS", help="Own price per extra device and month."
 )
 def switch(customer_id: str, on: bool | None, cap: int | None, price: int | None) -> Answer:
-    """Let a customer use more devices than its plan includes, billed by the day.
-
-    \b
-    Examples:
-      flask customer overage --id cust_abc123 --on --cap 40
-      flask customer overage --id cust_abc123 --off
-    """
+    """Let a customer use more devices than its plan includes, billed by the day."""
     from app.services import overage
 
     if on is None or not (on or (cap is None and price is None)):
@@ -61,16 +61,14 @@ def switch(customer_id: str, on: bool | None, cap: int | None, price: int | None
     )
 
 
-@usage.command("invoice-preview")
+@usage.command(
+    "invoice-preview",
+    "flask usage invoice-preview --customer cust_abc123 --period previous",
+)
 @customer_argument
 @click.option("--period", type=click.Choice(["current", "previous"]), default="current", show_default=True)
 def preview(customer_id: str, period: str) -> Answer:
-    """Show the overage of a period, day by day, and what is or will be billed.
-
-    \b
-    Example:
-      flask usage invoice-preview --customer cust_abc123 --period previous
-    """
+    """Show the overage of a period, day by day, and what is or will be billed."""
     from app.services import overage
 
     found = overage.billing_of(customer_id, period)
@@ -89,85 +87,69 @@ def preview(customer_id: str, period: str) -> Answer:
         "Amount": money(found["amount"], currency),
         "State": found["state"],
     }
-    days = [[row[name] for name in ("day", "state", "total", "included", "over")] for row in found["days"]]
+    days = [[row[name] for name in DAY_CELLS[1:]] for row in found["days"]]
     return Answer(as_json, [f"Overage of {customer_id}:", RULE, fields(shown), Table(DAY_COLUMNS[1:], days)])
 
 
-@usage.command("overage")
+@usage.command(
+    "overage",
+    "flask usage overage",
+    'flask usage overage --customer cust_abc123 --day 2026-11-03 --release --reason "a fair"',
+)
 @customer_argument(required=False)
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="The UTC day to hold or release.")
 @click.option("--hold/--release", "hold", default=None, help="Keep the day off the bill, or let it on.")
 @click.option("--reason", metavar="TEXT", help="Kept with the day.")
 def run(customer_id: str | None, day: datetime | None, hold: bool | None, reason: str | None) -> Answer:
-    """Compute and bill the overage of all customers or one (for cron, nightly), or decide about a day.
+    """Compute and bill the overage of all customers or one (for cron, nightly), or decide about a day."""
+    from app.services import overage, stripe_sync
 
-    \b
-    Examples:
-      flask usage overage
-      flask usage overage --customer cust_abc123 --day 2026-11-03 --release --reason "a fair"
-    """
     if (day is None) != (hold is None) or (reason and day is None) or (day and customer_id is None):
         raise click.UsageError("A day needs --customer, --day, and --hold or --release.")
     if day is not None:
-        return _decide(str(customer_id), day.date(), bool(hold), reason)
+        row = overage.decide(str(customer_id), day.date(), hold=bool(hold), reason=reason)
+        now = f"{row['day']} of {customer_id} is {row['state']} now: {row['over']} devices over."
+        return Answer(_day(row), [f"✅ {now}"])
     failed: dict[str, str] = {}
     chosen = _chosen(customer_id)
     with progress("Computing") as advance:
         advance(0, len(chosen))
         for one in chosen:
             try:
-                _settle(one)
+                overage.refresh(one)
+                if stripe.configured and settings.overage != "off":
+                    stripe_sync.sync_customer(one)
+                    overage.settle(one)
             except DomainError as error:
                 failed[one] = error.message
             advance(1, 0)
     with db.statement() as cur:
-        waiting = overage_rows.select_current_days(cur, customer_id, ["held", "late"])
+        waiting = overage_rows.select_waiting_days(cur, customer_id, ["held", "late"])
     return Answer(
         {"customers": len(chosen), "waiting": [_day(row) for row in waiting], "failed": failed},
         [
             f"{len(chosen) - len(failed)} customer(s) computed. Days that wait for an operator:",
-            Table(DAY_COLUMNS, [_cells(row) for row in waiting]),
+            Table(DAY_COLUMNS, [[row[name] for name in DAY_CELLS] for row in waiting]),
             *(f"❌ {one}: {message}" for one, message in failed.items()),
         ],
         exit_code=1 if failed else 0,
     )
 
 
-def _settle(customer_id: str) -> None:
-    """What was missed of Stripe's events is fetched first."""
-    from app.services import overage, stripe_sync
-
-    overage.refresh(customer_id)
-    if stripe.configured and settings.overage != "off":
-        stripe_sync.sync_customer(customer_id)
-        overage.settle(customer_id)
-
-
-def _decide(customer_id: str, day: date, hold: bool, reason: str | None) -> Answer:
-    from app.services import overage
-
-    row = overage.decide(customer_id, day, hold=hold, reason=reason)
-    return Answer(
-        _day(row), [f"✅ {day} of {customer_id} is {row['state']} now: {row['over']} devices over."]
-    )
-
-
-@usage.command("bill-late")
+@usage.command(
+    "bill-late",
+    "flask usage bill-late --customer cust_abc123",
+)
 @customer_argument(required=False)
 @yes_option
 def bill_late(customer_id: str | None, yes: bool) -> Answer:
-    """Bill what was reported or released after the bill of its period, with the next invoice.
-
-    \b
-    Example:
-      flask usage bill-late --customer cust_abc123
-    """
+    """Bill what was reported or released after the bill of its period, with the next invoice."""
     from app.services import overage
 
     for one in _chosen(customer_id):
         overage.refresh(one)
     with db.statement() as cur:
-        late = overage_rows.select_current_days(cur, customer_id, ["late"])
+        late = overage_rows.select_waiting_days(cur, customer_id, ["late"])
     if late:
         owed = money(sum(row["due"] * row["price"] for row in late), "usd")
         who = ", ".join(dict.fromkeys(row["customer_id"] for row in late))
@@ -186,10 +168,5 @@ def _chosen(customer_id: str | None) -> list[str]:
         return overage_rows.select_overage_customers(cur)
 
 
-def _cells(row: Row) -> list[Any]:
-    return [row[name] for name in ("customer_id", "day", "state", "total", "included", "over")]
-
-
 def _day(row: Row) -> Row:
-    names = ("customerId", "day", "state", "total", "included", "over")
-    return dict(zip(names, _cells(row), strict=True)) | {"revision": row["revision"]}
+    return {camel_case(name): row[name] for name in (*DAY_CELLS, "revision")}

@@ -33,6 +33,10 @@ CREATE INDEX overage_periods_customer_id_idx ON overage_periods (customer_id, st
 COMMENT ON COLUMN overage_periods.is_paid IS 'false: a trial at Stripe';
 COMMENT ON COLUMN overage_periods.closed_as IS 'its days were put onto a bill; NULL = not yet';
 
+-- To be looked for inside a period: both ends are closed by the period's own.
+CREATE FUNCTION utc_day(day DATE) RETURNS TSTZRANGE LANGUAGE sql IMMUTABLE
+RETURN TSTZRANGE(day::TIMESTAMP AT TIME ZONE 'UTC', (day + 1)::TIMESTAMP AT TIME ZONE 'UTC');
+
 -- When a period really ended: as planned, by the next one (another interval), or with the subscription.
 CREATE VIEW paid_periods AS
 SELECT *
@@ -83,6 +87,19 @@ CREATE VIEW overage_current AS
 SELECT DISTINCT ON (customer_id, day) *
   FROM overage_days
  ORDER BY customer_id, day, revision DESC;
+
+-- The newest revision of a day that may still go onto a bill: not of an erased customer, nor of a period that
+-- ended under OVERAGE=shadow.
+CREATE VIEW overage_unbilled AS
+SELECT *
+  FROM overage_current AS days
+ WHERE bill IS NULL
+   AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
+   AND NOT EXISTS (SELECT 1
+                     FROM paid_periods
+                    WHERE customer_id = days.customer_id
+                      AND closed_as = 'shadow'
+                      AND TSTZRANGE(starts_at, ends_at) @> UTC_DAY(day));
 
 CREATE FUNCTION keep_overage_day() RETURNS TRIGGER LANGUAGE plpgsql AS $$
 DECLARE

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Final
 
 from app.db import Cursor, Row
 from app.encoding import json_text
 
 DAY_COLUMNS = """customer_id, day, revision, total, included, over, due, price, reports, state, released,
              reason, actor, created_at, bill, subscription_id, invoice_item_id, billed_at"""
-# A UTC day as a range of time, to be looked for inside a period: both ends are closed by the period's own.
-DAY = "TSTZRANGE(day::TIMESTAMP AT TIME ZONE 'UTC', (day + 1)::TIMESTAMP AT TIME ZONE 'UTC')"
+ALWAYS: Final[Row] = {"starts_at": None, "ends_at": None}
 
 
 # When it is on
@@ -42,11 +41,13 @@ def end_terms(cur: Cursor, customer_id: str, at: datetime) -> None:
 
 
 def insert_terms(cur: Cursor, customer_id: str, *, cap: int, price: int | None, at: datetime) -> None:
-    """From now on overage is on."""
+    """From now on overage is on; two terms never overlap, whatever the clock says."""
     cur.execute(
         """
         INSERT INTO overage_terms (customer_id, cap, price, starts_at)
-        VALUES (%(customer_id)s, %(cap)s, %(price)s, %(at)s)
+        SELECT %(customer_id)s, %(cap)s, %(price)s, GREATEST(%(at)s, MAX(ends_at))
+          FROM overage_terms
+         WHERE customer_id = %(customer_id)s
         """,
         {"customer_id": customer_id, "cap": cap, "price": price, "at": at},
     )
@@ -70,7 +71,11 @@ def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
     """Subscriptions at Stripe since overage was first on, live ones first; none of an erased customer."""
     return cur.all(
         """
-        SELECT subscription_id, ended_at
+        SELECT subscription_id, ended_at,
+               EXISTS (SELECT 1
+                         FROM overage_days
+                        WHERE customer_id = %(customer_id)s
+                          AND subscription_id = subscriptions.subscription_id) AS is_billed
           FROM subscriptions
           JOIN customers USING (customer_id)
          WHERE customer_id = %(customer_id)s
@@ -84,20 +89,6 @@ def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
         """,
         {"customer_id": customer_id},
     )
-
-
-def select_billed_subscriptions(cur: Cursor, customer_id: str) -> set[str]:
-    """The subscriptions that this customer's bills belong to."""
-    rows = cur.all(
-        """
-        SELECT DISTINCT subscription_id
-          FROM overage_days
-         WHERE customer_id = %(customer_id)s
-           AND bill IS NOT NULL
-        """,
-        {"customer_id": customer_id},
-    )
-    return {row["subscription_id"] for row in rows}
 
 
 # Paid periods
@@ -138,29 +129,13 @@ def insert_current_periods(cur: Cursor, customer_id: str) -> None:
     )
 
 
-def select_period(cur: Cursor, customer_id: str, subscription_id: str | None, *, is_over: bool) -> Row | None:
-    """The newest paid period that is over, or is not; of that subscription rather than another."""
-    return cur.one(
-        """
-        SELECT subscription_id, starts_at, ends_at, closed_as
-          FROM paid_periods
-         WHERE customer_id = %(customer_id)s
-           AND is_over = %(is_over)s
-         ORDER BY subscription_id = %(subscription_id)s DESC, starts_at DESC
-         LIMIT 1
-        """,
-        {"customer_id": customer_id, "subscription_id": subscription_id, "is_over": is_over},
-    )
-
-
-def select_unclosed_periods(cur: Cursor, customer_id: str) -> list[Row]:
-    """Paid periods whose days are on no bill yet, oldest first."""
+def select_paid_periods(cur: Cursor, customer_id: str) -> list[Row]:
+    """What was paid for, oldest first."""
     return cur.all(
         """
-        SELECT subscription_id, starts_at, ends_at, is_over
+        SELECT subscription_id, starts_at, ends_at, is_over, closed_as
           FROM paid_periods
          WHERE customer_id = %(customer_id)s
-           AND closed_as IS NULL
          ORDER BY starts_at, subscription_id
         """,
         {"customer_id": customer_id},
@@ -191,7 +166,7 @@ def compute_days(
     `plan_prices`: per device and month, by plan. docs/overage.md says the rules.
     """
     cur.execute(
-        f"""
+        """
         INSERT INTO overage_days (customer_id, day, revision, total, included, over, due, price, reports,
                                   released, state)
         WITH periods AS MATERIALIZED (
@@ -223,28 +198,28 @@ def compute_days(
                     EXISTS (SELECT 1
                               FROM periods
                              WHERE closed_as = 'billed'
-                               AND period @> {DAY}) AS is_closed
+                               AND period @> UTC_DAY(day)) AS is_closed
                FROM usual
               CROSS JOIN LATERAL (
                     SELECT plan, status, device_limit
                       FROM licenses
                      WHERE customer_id = %(customer_id)s
-                       AND issued_at < UPPER({DAY})
-                       AND COALESCE(superseded_at, 'infinity') > LOWER({DAY})
+                       AND issued_at < UPPER(UTC_DAY(day))
+                       AND COALESCE(superseded_at, 'infinity') > LOWER(UTC_DAY(day))
                      ORDER BY device_limit DESC NULLS FIRST, id DESC
                      LIMIT 1) AS license
                JOIN JSON_EACH_TEXT(%(plan_prices)s) AS plans (plan, price) USING (plan)
                JOIN overage_terms AS terms
                  ON terms.customer_id = %(customer_id)s
-                AND TSTZRANGE(terms.starts_at, terms.ends_at) @> LOWER({DAY})
+                AND TSTZRANGE(terms.starts_at, terms.ends_at) @> LOWER(UTC_DAY(day))
               WHERE status IN ('active', 'past_due')
                 AND device_limit IS NOT NULL
                 AND COALESCE(terms.price, plans.price::INTEGER) IS NOT NULL
-                AND LOWER({DAY}) >= %(since)s
-                AND EXISTS (SELECT 1 FROM periods WHERE period @> {DAY})
+                AND LOWER(UTC_DAY(day)) >= %(since)s
+                AND EXISTS (SELECT 1 FROM periods WHERE period @> UTC_DAY(day))
                 AND (SELECT RANGE_AGG(TSTZRANGE(starts_at, ends_at))
                        FROM overage_terms
-                      WHERE customer_id = %(customer_id)s) @> {DAY}
+                      WHERE customer_id = %(customer_id)s) @> UTC_DAY(day)
         )
         SELECT %(customer_id)s, day, COALESCE(known.revision, 0) + 1, computed.total, computed.included,
                computed.over, computed.over - COALESCE(billed.due, 0),
@@ -267,66 +242,32 @@ def compute_days(
            AND computed.over >= COALESCE(billed.due, 0)
            AND (computed.over > COALESCE(billed.due, 0) OR billed.due IS NULL AND NOT is_closed)
         """,
-        {
-            "customer_id": customer_id,
-            "plan_prices": json_text(plan_prices),
-            "since": since,
-        },
+        {"customer_id": customer_id, "plan_prices": json_text(plan_prices), "since": since},
     )
 
 
-def put_period_on_bill(cur: Cursor, customer_id: str, period: Row, bill: str) -> None:
-    """The open days wholly inside a period go onto its bill; held ones wait."""
-    cur.execute(
-        f"""
-        UPDATE overage_days AS days
-           SET bill = %(bill)s, subscription_id = %(subscription_id)s
-          FROM (SELECT day, revision
-                  FROM overage_current
-                 WHERE customer_id = %(customer_id)s
-                   AND state = 'open'
-                   AND bill IS NULL
-                   AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> {DAY}) AS newest
-         WHERE days.customer_id = %(customer_id)s
-           AND days.day = newest.day
-           AND days.revision = newest.revision
-        """,
-        {**period, "customer_id": customer_id, "bill": bill},
-    )
-
-
-def put_late_days_on_bill(cur: Cursor, customer_id: str, subscription_id: str, bill: str) -> None:
-    """The days that are late go onto a bill of their own."""
+def put_on_bill(
+    cur: Cursor, customer_id: str, bill: str, subscription_id: str, *, state: str, period: Row | None = None
+) -> None:
+    """Days in that state go onto a bill: those wholly inside a period, or all."""
     cur.execute(
         """
         UPDATE overage_days AS days
            SET bill = %(bill)s, subscription_id = %(subscription_id)s
-          FROM (SELECT day, revision
-                  FROM overage_current
-                 WHERE customer_id = %(customer_id)s
-                   AND state = 'late'
-                   AND bill IS NULL) AS newest
+          FROM overage_unbilled AS newest
          WHERE days.customer_id = %(customer_id)s
-           AND days.day = newest.day
-           AND days.revision = newest.revision
+           AND newest.customer_id = %(customer_id)s
+           AND (days.day, days.revision) = (newest.day, newest.revision)
+           AND newest.state = %(state)s
+           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(newest.day)
         """,
-        {"customer_id": customer_id, "subscription_id": subscription_id, "bill": bill},
-    )
-
-
-def select_unsent_days(cur: Cursor, customer_id: str, subscription_ids: list[str]) -> list[Row]:
-    """The days on bills of these subscriptions of which we do not know yet that Stripe has them."""
-    return cur.all(
-        f"""
-        SELECT {DAY_COLUMNS}
-          FROM overage_days
-         WHERE customer_id = %(customer_id)s
-           AND bill IS NOT NULL
-           AND state <> 'billed'
-           AND subscription_id = ANY(%(subscription_ids)s)
-         ORDER BY day, revision
-        """,
-        {"customer_id": customer_id, "subscription_ids": subscription_ids},
+        {
+            **(period or ALWAYS),
+            "customer_id": customer_id,
+            "bill": bill,
+            "subscription_id": subscription_id,
+            "state": state,
+        },
     )
 
 
@@ -344,47 +285,35 @@ def mark_billed(cur: Cursor, customer_id: str, bill: str, invoice_item_id: str |
     )
 
 
-def select_current_days(cur: Cursor, customer_id: str | None, states: list[str]) -> list[Row]:
-    """Days in one of these states that are on no bill, of one customer or of all that were not erased."""
+def select_waiting_days(cur: Cursor, customer_id: str | None, states: list[str]) -> list[Row]:
+    """Days in one of these states that are on no bill, of one customer or of all."""
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
-          FROM overage_current
+          FROM overage_unbilled
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
            AND state = ANY(%(states)s)
-           AND bill IS NULL
-           AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
          ORDER BY customer_id, day
         """,
         {"customer_id": customer_id, "states": states},
     )
 
 
-def select_period_days(cur: Cursor, customer_id: str, period: Row) -> list[Row]:
-    """Every revision of the days wholly inside a period."""
-    return cur.all(
-        f"""
-        SELECT {DAY_COLUMNS}
-          FROM overage_days
-         WHERE customer_id = %(customer_id)s
-           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> {DAY}
-         ORDER BY day, revision
-        """,
-        {**period, "customer_id": customer_id},
-    )
-
-
-def select_days(cur: Cursor, customer_id: str, day: date | None = None) -> list[Row]:
-    """Every revision of one day (or of all), oldest first."""
+def select_days(
+    cur: Cursor, customer_id: str, *, day: date | None = None, period: Row | None = None, unsent: bool = False
+) -> list[Row]:
+    """Every revision: of one day, of those wholly inside a period, of those on a bill Stripe may not have."""
     return cur.all(
         f"""
         SELECT {DAY_COLUMNS}
           FROM overage_days
          WHERE customer_id = %(customer_id)s
            AND (%(day)s::DATE IS NULL OR day = %(day)s)
+           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(day)
+           AND (NOT %(unsent)s OR bill IS NOT NULL AND state <> 'billed')
          ORDER BY day, revision
         """,
-        {"customer_id": customer_id, "day": day},
+        {**(period or ALWAYS), "customer_id": customer_id, "day": day, "unsent": unsent},
     )
 
 
@@ -414,19 +343,6 @@ def select_periods_of(cur: Cursor, customer_id: str) -> list[Row]:
     )
 
 
-def select_days_of(cur: Cursor, customer_id: str) -> list[Row]:
-    """Every revision of every day of a customer."""
-    return cur.all(
-        f"""
-        SELECT {DAY_COLUMNS}
-          FROM overage_days
-         WHERE customer_id = %(customer_id)s
-         ORDER BY day, revision
-        """,
-        {"customer_id": customer_id},
-    )
-
-
 def insert_decision(cur: Cursor, customer_id: str, day: date, *, hold: bool, reason: str | None) -> Row:
     """A revision of a day with the same figures that an operator holds or releases."""
     return cur.exactly_one(
@@ -440,7 +356,7 @@ def insert_decision(cur: Cursor, customer_id: str, day: date, *, hold: bool, rea
                                    FROM paid_periods
                                   WHERE customer_id = %(customer_id)s
                                     AND closed_as = 'billed'
-                                    AND TSTZRANGE(starts_at, ends_at) @> {DAY}) THEN 'late'
+                                    AND TSTZRANGE(starts_at, ends_at) @> UTC_DAY(day)) THEN 'late'
                     ELSE 'open' END
           FROM overage_current
          WHERE customer_id = %(customer_id)s
@@ -452,14 +368,12 @@ def insert_decision(cur: Cursor, customer_id: str, day: date, *, hold: bool, rea
 
 
 def select_overage_totals(cur: Cursor) -> list[Row]:
-    """What is not invoiced yet, per customer: device-days and amount, largest amount first."""
+    """What will be billed, per customer: device-days and amount, largest amount first."""
     return cur.all(
         """
         SELECT customer_id, SUM(due)::BIGINT AS device_days, SUM(due * price)::BIGINT AS amount
-          FROM overage_current
-          JOIN customers USING (customer_id)
+          FROM overage_unbilled
          WHERE state = 'open'
-           AND erased_at IS NULL
          GROUP BY customer_id
         HAVING SUM(due) > 0
          ORDER BY amount DESC, customer_id

@@ -92,9 +92,10 @@ def settle(customer_id: str) -> None:
             is_live = bill.subscription_id not in ended
             _send(customer_id, bill, invoices[bill.subscription_id], is_live=is_live)
         with db.statement() as cur:
-            billed = overage.select_billed_subscriptions(cur, customer_id)
-        for subscription_id in ended & billed:
-            _invoice_rest(subscription_id, invoices[subscription_id][0])
+            known = overage.select_billable_subscriptions(cur, customer_id)
+        for row in known:
+            if row["is_billed"] and row["subscription_id"] in ended:
+                _invoice_rest(row["subscription_id"], invoices[row["subscription_id"]][0])
 
 
 def _close_periods(customer_id: str, invoices: dict[str, list[dict[str, Any]]]) -> list[Bill]:
@@ -103,30 +104,32 @@ def _close_periods(customer_id: str, invoices: dict[str, list[dict[str, Any]]]) 
         for subscription_id, found in invoices.items():
             overage.insert_periods(cur, customer_id, subscription_id, invoiced_periods(found))
         overage.insert_current_periods(cur, customer_id)
-        periods = overage.select_unclosed_periods(cur, customer_id)
-        if periods:
-            overage.compute_days(cur, customer_id, PLAN_PRICES, periods[0]["starts_at"])
-        for period in periods:
-            if period["is_over"]:
-                _close(cur, customer_id, period)
-        unsent = overage.select_unsent_days(cur, customer_id, list(invoices))
-    return bills_of(unsent) if settings.overage == "on" else []
-
-
-def _close(cur: Cursor, customer_id: str, period: Row) -> None:
-    """A period closed under `shadow` is never billed later."""
-    if settings.overage == "on":
-        bill = f"overage-{customer_id}-{period['subscription_id']}-{period['starts_at']:%Y%m%dT%H%M%SZ}"
-        overage.put_period_on_bill(cur, customer_id, period, bill)
-    overage.close_period(cur, period, "billed" if settings.overage == "on" else "shadow", now())
+        unclosed = [row for row in overage.select_paid_periods(cur, customer_id) if not row["closed_as"]]
+        if unclosed:
+            overage.compute_days(cur, customer_id, PLAN_PRICES, unclosed[0]["starts_at"])
+        for period in (row for row in unclosed if row["is_over"]):
+            if settings.overage == "on":
+                subscription_id = period["subscription_id"]
+                bill = f"overage-{customer_id}-{subscription_id}-{period['starts_at']:%Y%m%dT%H%M%SZ}"
+                overage.put_on_bill(cur, customer_id, bill, subscription_id, state="open", period=period)
+            overage.close_period(cur, period, "billed" if settings.overage == "on" else "shadow", now())
+        unsent = overage.select_days(cur, customer_id, unsent=True)
+    if settings.overage != "on":
+        return []
+    return [found for found in bills_of(unsent) if found.subscription_id in invoices]
 
 
 def _send(customer_id: str, bill: Bill, invoices: list[dict[str, Any]], *, is_live: bool) -> None:
-    """Find the bill's line at Stripe, or make it: on the renewal's draft, else pending for the next."""
+    """Find the bill's line at Stripe, or make it; a database restored since has forgotten it."""
     item_id = None
     try:
         if bill.device_days:
-            item_id = _find_item(bill, invoices[0]["customer"]) or _make_item(bill, invoices, is_live)
+            items = stripe.list_invoice_items(invoices[0]["customer"])
+            found = next((item for item in items if item["metadata"].get("overage") == bill.bill), None)
+            item_id = str(found["id"]) if found else _make_item(bill, invoices, is_live)
+            if found and found["amount"] != bill.amount:
+                note = {"bill": bill.bill, "item": item_id, "here": bill.amount, "there": found["amount"]}
+                log.error("stripe bills another amount of overage", extra=note)
     except Refused as error:
         if not error.missing:
             raise
@@ -137,21 +140,17 @@ def _send(customer_id: str, bill: Bill, invoices: list[dict[str, Any]], *, is_li
     log.info("overage billed", extra={"customer_id": customer_id, "bill": bill.bill, "item": item_id})
 
 
-def _find_item(bill: Bill, stripe_customer_id: str) -> str | None:
-    """Pending, on a draft or on a final invoice; also what a database restored since has forgotten."""
-    for item in stripe.list_invoice_items(stripe_customer_id):
-        if item["metadata"].get("overage") == bill.bill:
-            return str(item["id"])
-    return None
-
-
 def _make_item(bill: Bill, invoices: list[dict[str, Any]], is_live: bool) -> str:
-    """Stripe repeats a refusal for a key: another place has another key."""
+    """On the renewal's draft, else pending for the next invoice, or for one of its own.
+
+    Stripe repeats a refusal for a key, so another place has another key. It does not collect the drafts of a
+    subscription that ended. https://docs.stripe.com/billing/subscriptions/cancel
+    """
     params = bill.item_params(invoices[0]["customer"], invoices[0]["currency"])
     params["discountable"] = settings.overage_discountable
     if settings.stripe_tax:
         params["tax_behavior"] = TAX_BEHAVIOR
-    draft = None if bill.is_late else next((i["id"] for i in invoices if i["status"] == "draft"), None)
+    draft = next((i["id"] for i in invoices if i["status"] == "draft" and is_live and not bill.is_late), None)
     if draft:
         params["invoice"] = draft
     elif is_live:
@@ -206,7 +205,7 @@ def bill_late(customer_id: str) -> Row | None:
         raise Conflict("OVERAGE is not on: nothing is billed.")
     refresh(customer_id)
     with _changing_days(customer_id) as cur:
-        late = overage.select_current_days(cur, customer_id, ["late"])
+        late = overage.select_waiting_days(cur, customer_id, ["late"])
         subscriptions_at_stripe = overage.select_billable_subscriptions(cur, customer_id)
         if not late:
             return None
@@ -214,7 +213,8 @@ def bill_late(customer_id: str) -> Row | None:
             raise Conflict("This customer has no subscription that could be billed.")
         named = hashlib.sha256(repr([(row["day"], row["revision"]) for row in late]).encode()).hexdigest()
         bill = f"{LATE_PREFIX}{customer_id}-{named[:16]}"
-        overage.put_late_days_on_bill(cur, customer_id, subscriptions_at_stripe[0]["subscription_id"], bill)
+        subscription_id = subscriptions_at_stripe[0]["subscription_id"]
+        overage.put_on_bill(cur, customer_id, bill, subscription_id, state="late")
     settle(customer_id)
     return {
         "customer_id": customer_id,
@@ -230,7 +230,7 @@ def decide(customer_id: str, day: date, *, hold: bool, reason: str | None = None
     """
     refresh(customer_id)
     with _changing_days(customer_id) as cur:
-        revisions = overage.select_days(cur, customer_id, day)
+        revisions = overage.select_days(cur, customer_id, day=day)
         if not revisions:
             raise NotFound(f"There is no overage of {day} on record.")
         state = "billed" if revisions[-1]["bill"] else revisions[-1]["state"]
@@ -247,11 +247,14 @@ def billing_of(customer_id: str, which: str) -> Row:
     price = price_of(customer, granted.plan)
     with _changing_days(customer_id) as cur:
         overage.insert_current_periods(cur, customer_id)
-        period = overage.select_period(cur, customer_id, best["subscription_id"], is_over=which == "previous")
-        if period is None:
+        paid = overage.select_paid_periods(cur, customer_id)
+        periods = [row for row in paid if row["is_over"] == (which == "previous")]
+        if not periods:
             raise NotFound(f"There is no {which} paid period.")
+        own = [row for row in periods if row["subscription_id"] == best["subscription_id"]]
+        period = (own or periods)[-1]
         overage.compute_days(cur, customer_id, PLAN_PRICES, period["starts_at"])
-        revisions = overage.select_period_days(cur, customer_id, period)
+        revisions = overage.select_days(cur, customer_id, period=period)
     days, device_days, amount = summarize(revisions)
     return {
         "period": {"start": period["starts_at"], "end": period["ends_at"]},
@@ -275,7 +278,7 @@ def evidence_of(customer_id: str, day: date) -> Row:
     """The newest revision of a day with the reports that made it, and all revisions. Raises NotFound."""
     get_customer(customer_id)
     with db.statement() as cur:
-        revisions = overage.select_days(cur, customer_id, day)
+        revisions = overage.select_days(cur, customer_id, day=day)
     if not revisions:
         raise NotFound(f"There is no overage of {day} on record.")
     reports = [

@@ -24,7 +24,7 @@ def export_customer(customer_id: str) -> dict[str, Any]:
             "instances": usage.select_instances_of(cur, customer_id),
             "overageTerms": overage.select_terms_of(cur, customer_id),
             "overagePeriods": overage.select_periods_of(cur, customer_id),
-            "overageDays": overage.select_days_of(cur, customer_id),
+            "overageDays": overage.select_days(cur, customer_id),
             "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
             "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
             "audit": audit.select_audit(cur, customer_id=customer_id),

@@ -17,6 +17,7 @@ from app.db import Cursor
 from app.errors import Conflict
 from app.services import overage
 from app.services.privacy import erase_customer
+from app.services.report import business_report
 from app.services.stripe_sync import sync_customer
 from tests.conftest import ADMIN
 from tests.shop import HOOK, Shop
@@ -182,6 +183,25 @@ def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(shop_over: Overag
     assert len([i for i in over.sandbox.every("invoice") if i["metadata"].get("overage")]) == 1
     over.sandbox.deliver(again=True)
     assert len(over.lines()) == 2
+
+
+def test_cancelled_while_the_renewal_is_a_draft_it_has_its_own_invoice(shop_over: Overage):
+    over = shop_over
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.to_period_end()
+    over.sandbox.cancel_subscription(subscription_id)
+    over.shop.deliver()
+    assert over.lines() == [("paid", 5, 50)]
+
+
+def test_a_clock_set_back_bills_no_day_twice(shop_over: Overage, sql: Callable[..., Any]):
+    over = shop_over
+    customer_id, _ = over.subscriber()
+    sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
+    over.service(overage.switch_on, customer_id, cap=30)
+    over.report(customer_id, over.today() + DAY, 15)
+    assert over.billing(customer_id)["amount"] == 50
 
 
 def test_cancelled_for_the_period_end_it_is_invoiced_then(shop_over: Overage):
@@ -353,6 +373,7 @@ def test_shadow_tells_stripe_nothing_and_is_never_billed_later(
     assert over.items() == []
     previous = over.billing(customer_id, "previous")
     assert (previous["deviceDays"], previous["amount"], previous["state"]) == (5, 50, "shadow")
+    assert over.service(business_report)["overage"] == {"deviceDays": 0, "amount": 0}
 
 
 def test_erasing_waives_what_is_open_and_keeps_the_days(shop_over: Overage, sql: Callable[..., Any]):
