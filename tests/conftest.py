@@ -24,7 +24,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from app import create_app, embedded, migrations
+from app import create_app, embedded, keyring, migrations
 from app.config import Settings, load_settings
 from app.db import Database
 from app.keyring import write_key_files
@@ -105,6 +105,14 @@ def environ(database_url: str, key_dir: Path) -> dict[str, str]:
         "LOG_LEVEL": "warning",
         **key_paths(key_dir),
     }
+
+
+@pytest.fixture
+def own_keys(environ: dict[str, str], key_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The private key of the application under test, to rotate; its file is looked at each time."""
+    environ |= key_paths(shutil.copytree(key_dir, tmp_path / "keys"))
+    monkeypatch.setattr(keyring, "CHECK_SECONDS", -1)
+    return Path(environ["LICENSE_PRIVATE_KEY_PATH"])
 
 
 @pytest.fixture

@@ -189,13 +189,16 @@ def test_what_is_not_ascii_is_401(client):
             refusal(client.get("/api/customers", environ_overrides=environ), 401)
 
 
+MINE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
 class Forge:
     """Makes tokens that are wrong in one way each; with `real` signed by the service's own key."""
 
     def __init__(self, app, token):
         self.key, self.token = app.extensions["billing.keyring"].signing_key(), token
         self.header, self.claims = segment(token, 0), claims_of(token)
-        self.mine = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.mine = MINE
 
     def real(self, header=None, claims=None):
         parts = (self.header if header is None else header, self.claims if claims is None else claims)

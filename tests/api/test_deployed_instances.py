@@ -10,11 +10,8 @@ from threading import Thread
 import pytest
 from jose import jwt
 
-from app import keyring
-from app.config import load_settings
-from app.keyring import write_key_files
 from app.licenses import generate_private_key, parse_private_key, sign
-from tests.conftest import ADMIN, key_paths
+from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
 from tests.server import ROOT, free_port
 from tests.tokens import claims_of, expired, kid_of, resign
@@ -22,6 +19,7 @@ from tests.tokens import claims_of, expired, kid_of, resign
 DAY = 86400
 RENEWER = ROOT / "docs" / "verify" / "renew.sh"
 UNLICENSED = 2
+pytestmark = pytest.mark.usefixtures("own_keys")
 
 
 class DeployedInstance:
@@ -50,12 +48,8 @@ class DeployedInstance:
 
 
 @pytest.fixture
-def environ(environ, tmp_path, monkeypatch):
-    """Keys that may be rotated, and overage for those who agreed to it."""
-    monkeypatch.setattr(keyring, "CHECK_SECONDS", -1)
-    environ |= {"OVERAGE": "on"} | key_paths(tmp_path / "keys")
-    write_key_files(load_settings(environ), generate_private_key())
-    return environ
+def environ(environ):
+    return environ | {"OVERAGE": "on"}
 
 
 def variables(client, customer_id):

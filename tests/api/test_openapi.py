@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from tests.conftest import ADMIN_KEY
-from tests.server import Server
 
 PYTHON_CLIENT = """
 from billing_client import AuthenticatedClient
@@ -85,44 +83,32 @@ def run(*command: object, cwd: Path) -> str:
 
 
 def test_a_generated_python_client_creates_reports_and_reads(
-    serve: Callable[..., Server], tmp_path: Path
+    url: str, client: FlaskClient, tmp_path: Path
 ) -> None:
     generator = shutil.which("openapi-python-client")
     if generator is None:
         pytest.skip("openapi-python-client is not installed")
-    server = serve()
-    (tmp_path / "openapi.json").write_text(server.get("/openapi.json").text)
+    (tmp_path / "openapi.json").write_text(client.get("/openapi.json").text)
     (tmp_path / "config.yaml").write_text("package_name_override: billing_client\npost_hooks: []\n")
     options = "--path openapi.json --config config.yaml --meta none --output-path billing_client"
     run(generator, "generate", *options.split(), cwd=tmp_path)
-    (tmp_path / "use.py").write_text(PYTHON_CLIENT.format(url=server.url, key=ADMIN_KEY))
+    (tmp_path / "use.py").write_text(PYTHON_CLIENT.format(url=url, key=ADMIN_KEY))
     python = Path(generator).with_name("python")
-    run(
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--follow-imports",
-        "silent",
-        "--python-executable",
-        python,
-        "use.py",
-        cwd=tmp_path,
-    )
+    checks = "-m mypy --strict --follow-imports silent --python-executable"
+    run(sys.executable, *checks.split(), python, "use.py", cwd=tmp_path)
     assert run(python, "use.py", cwd=tmp_path) == "generated@example.com 5 False\n"
 
 
 def test_a_generated_typescript_client_creates_reports_and_reads(
-    serve: Callable[..., Server], tmp_path: Path
+    url: str, client: FlaskClient, tmp_path: Path
 ) -> None:
     generator, compiler, node = (shutil.which(name) for name in ("openapi-typescript", "tsc", "node"))
     if not (generator and compiler and node):
         pytest.skip("openapi-typescript, typescript and node are not installed")
-    server = serve()
-    (tmp_path / "openapi.json").write_text(server.get("/openapi.json").text)
+    (tmp_path / "openapi.json").write_text(client.get("/openapi.json").text)
     run(generator, "openapi.json", "--output", "api.d.ts", cwd=tmp_path)
     (tmp_path / "use.ts").write_text(
-        TYPESCRIPT_CLIENT.replace("URL", server.url, 1).replace('"KEY"', f'"{ADMIN_KEY}"')
+        TYPESCRIPT_CLIENT.replace("URL", url, 1).replace('"KEY"', f'"{ADMIN_KEY}"')
     )
     options = "--strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom"
     run(compiler, *options.split(), "use.ts", cwd=tmp_path)

@@ -130,43 +130,32 @@ def test_an_ipv6_host_is_its_whole_network(limited):
         assert statuses(client, "/api/customers", GUESS, peers) == expected
 
 
-class TestTrustedProxies:
-    def failures(self, client, *forwarded, peer=HERE):
-        headers = [GUESS | ({} if text is None else {"X-Forwarded-For": text}) for text in forwarded]
-        return [get(client, "/api/customers", given, peer=peer).status_code for given in headers]
-
-    def test_none_is_believed_by_default(self, limited):
-        client = limited(failed_login="2/day")
-        forged = (None, "192.0.2.1", "192.0.2.2", "127.0.0.1", "", "10.0.0.1, 192.0.2.3")
-        assert self.failures(client, *forged) == [401, 401, 429, 429, 429, 429]
-        assert self.failures(client, None, peer=THERE) == [401]
-
-    def test_one_is_believed_for_the_last_address_only(self, limited):
-        client = limited(failed_login="2/day", TRUSTED_PROXIES="1")
-        forged = [f"192.0.2.{n}, {THERE}" for n in range(4)]
-        assert self.failures(client, *forged) == [401, 401, 429, 429]
-        assert self.failures(client, "192.0.2.9") == [401]
-
-    def test_of_two_the_one_before_the_last(self, limited):
-        client = limited(failed_login="2/day", TRUSTED_PROXIES="2")
-        chain = [f"192.0.2.{n}, {THERE}, 10.0.0.{n}" for n in range(3)]
-        assert self.failures(client, *chain) == [401, 401, 429]
-
-    def test_some_add_the_port(self, limited):
-        client = limited(failed_login="2/day", TRUSTED_PROXIES="1")
-        forwarded = ("192.0.2.1:443", "192.0.2.1:444", "192.0.2.1", "192.0.2.2:443")
-        assert self.failures(client, *forwarded) == [401, 401, 429, 401]
-        assert self.failures(client, "[2001:db8::1]:443", "2001:db8::9", "[2001:db8::2]") == [401, 401, 429]
-
-    def test_what_is_no_address_is_no_way_around(self, limited):
-        client = limited(failed_login="2/day", TRUSTED_PROXIES="1")
-        odd = ("nonsense", "é", "unknown", "a" * 9000, "%00")
-        assert self.failures(client, *odd) == [401, 401, 429, 429, 429]
-
-    def test_the_scheme_is_believed_and_the_host_is_not(self, limited):
-        client = limited(TRUSTED_PROXIES="1")
-        headers = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example"}
-        assert "evil.example" not in get(client, "/openapi.json", headers).text
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "expected"),
+    [
+        # None is believed by default.
+        (
+            "0",
+            [None, "192.0.2.1", "192.0.2.2", "127.0.0.1", "", "10.0.0.1, 192.0.2.3"],
+            [401] * 2 + [429] * 4,
+        ),
+        # One is believed for the last address only, two for the one before it.
+        ("1", [*(f"192.0.2.{n}, {THERE}" for n in range(4)), "192.0.2.9"], [401, 401, 429, 429, 401]),
+        ("2", [f"192.0.2.{n}, {THERE}, 10.0.0.{n}" for n in range(3)], [401, 401, 429]),
+        # Some add the port.
+        ("1", ["192.0.2.1:443", "192.0.2.1:444", "192.0.2.1", "192.0.2.2:443"], [401, 401, 429, 401]),
+        ("1", ["[2001:db8::1]:443", "2001:db8::9", "[2001:db8::2]"], [401, 401, 429]),
+        # What is no address is no way around.
+        ("1", ["nonsense", "é", "unknown", "a" * 9000, "%00"], [401, 401, 429, 429, 429]),
+    ],
+)
+def test_what_proxies_add_counts_from_those_that_are_trusted(limited, trusted, forwarded, expected):
+    client = limited(failed_login="2/day", TRUSTED_PROXIES=trusted)
+    headers = [GUESS | ({} if text is None else {"X-Forwarded-For": text}) for text in forwarded]
+    assert [get(client, "/api/customers", given).status_code for given in headers] == expected
+    assert get(client, "/api/customers", GUESS, peer="192.0.2.200").status_code == 401
+    answer = get(client, "/openapi.json", {"X-Forwarded-Host": "evil.example"})
+    assert "evil.example" not in answer.text  # in no case
 
 
 # A real server: the system's own, or the one in a wheel.

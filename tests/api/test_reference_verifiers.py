@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from app import keyring
-from app.config import load_settings
-from app.keyring import write_key_files
 from app.licenses import generate_private_key, parse_private_key, sign
-from tests.conftest import ADMIN, key_paths
+from tests.conftest import ADMIN
 from tests.factories import make_customer
 from tests.tokens import base64url, claims_of, expired, resign, segment
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "verify"
 JOSE = "jose@6.2.17"
 DAY = 86400
+pytestmark = pytest.mark.usefixtures("own_keys")
 
 
 @pytest.fixture(scope="session")
@@ -43,15 +41,6 @@ def page(request):
     if request.param == "python":
         return [sys.executable, str(PAGES / "verify.py")]
     return ["node", str(request.getfixturevalue("node_page"))]
-
-
-@pytest.fixture
-def environ(environ, tmp_path, monkeypatch):
-    """Keys that may be rotated; the service looks at the files each time."""
-    monkeypatch.setattr(keyring, "CHECK_SECONDS", -1)
-    environ |= key_paths(tmp_path / "keys")
-    write_key_files(load_settings(environ), generate_private_key())
-    return environ
 
 
 class Instance:

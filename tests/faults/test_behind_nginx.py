@@ -134,15 +134,10 @@ def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, conne
     slowest = slow["has not finished its body"][0]
     slowest.sendall(b" " * (LENGTH - 1 - dribbling[slowest]))
     assert slowest.recv(100).startswith(b"HTTP/1.1 401 ")
-
-
-def test_a_body_that_the_service_refuses_is_refused_through_the_proxy(serve, behind_nginx):
-    proxy = behind_nginx(serve())
-    body = b"[" + b" " * 1024 * 1024 + b"]"
-    headers = ADMIN | {"Content-Type": "application/json"}
-    answer = requests.post(f"{proxy.url}/api/usage/reports", data=body, headers=headers, timeout=PATIENCE)
-    assert answer.status_code == 413
-    assert answer.json()["requestId"] == answer.headers["X-Request-ID"]
+    # What the service refuses as too long is refused by it, not by the proxy.
+    options = {"data": b" " * (1024 * 1024 + 1), "headers": ADMIN | {"Content-Type": "application/json"}}
+    answer = requests.post(f"{proxy.url}/api/usage/reports", timeout=PATIENCE, **options)
+    assert (answer.status_code, answer.json()["requestId"]) == (413, answer.headers["X-Request-ID"])
 
 
 @pytest.fixture

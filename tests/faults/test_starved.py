@@ -34,22 +34,20 @@ def test_a_full_disk_is_503_and_leaves_nothing(client, sql):
     assert len(sql("SELECT 1 FROM usage_reports")) == 1
 
 
-def test_a_license_that_cannot_be_renewed_now_holds_up_no_report(serve, database_url):
-    server = serve(WEB_CONCURRENCY="1", WEB_THREADS="4")
-    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+def test_a_license_that_cannot_be_renewed_now_holds_up_no_report(client, database_url):
+    made = make_customer(client)
+    send = {"json": report_body(made["customerId"]), "headers": bearer(made["license"])}
     with psycopg2.connect(database_url) as blocker, blocker.cursor() as cur:
         cur.execute("UPDATE licenses SET recheck = TRUE")
         blocker.commit()
         cur.execute("UPDATE customers SET updated_at = now()")
-        answer = server.post(
-            "/api/usage/report", report_body(made["customerId"]), headers=bearer(made["license"])
-        )
-        assert (answer.status_code, "license" in answer.json()) == (201, False)
+        answer = client.post("/api/usage/report", **send)
+        assert (answer.status_code, "license" in answer.json) == (201, False)
         license_path = f"/api/licenses/{made['customerId']}"
-        assert server.get(license_path, headers=ADMIN).status_code == 503
+        assert client.get(license_path, headers=ADMIN).status_code == 503
         blocker.rollback()
     blocker.close()
-    assert server.get(license_path, headers=ADMIN).status_code == 200
+    assert client.get(license_path, headers=ADMIN).status_code == 200
 
 
 def test_a_locked_row_keeps_nobody_else_out(serve, database_url):
