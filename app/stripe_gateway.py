@@ -191,14 +191,15 @@ class StripeGateway:
     # Customers
 
     def find_customers(self, customer_id: str, email: str) -> list[dict[str, Any]]:
-        """Customers with our id in their metadata or with this address, in either letter case, newest first.
+        """Customers with our id in their metadata or with this address, in any letter case, newest first.
 
-        The search runs up to a minute behind, the list by address does not. https://docs.stripe.com/search
+        The search runs up to a minute behind, the list by address does not, but it knows one letter case only.
+        https://docs.stripe.com/search
         """
-        query = f"metadata['customer_id']:'{customer_id}'"
-        found = self._v1.customers.search({"query": query, "limit": PAGE}).data
-        for address in dict.fromkeys((email, email.lower())):
-            found += self._v1.customers.list({"email": address, "limit": PAGE}).data
+        quoted = email.replace("\\", "\\\\").replace('"', '\\"')
+        found = list(self._v1.customers.list({"email": email, "limit": PAGE}).data)
+        for query in (f"metadata['customer_id']:'{customer_id}'", f'email:"{quoted}"'):
+            found += self._v1.customers.search({"query": query, "limit": PAGE}).data
         by_id = {customer.id: customer.to_dict() for customer in found}
         return sorted(by_id.values(), key=lambda customer: -customer["created"])
 

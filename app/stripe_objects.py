@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from app.errors import StripeFailed
 from app.plans import INTERVALS, PAID_PLANS, PLANS
 
 Object = Mapping[str, Any]
@@ -71,11 +72,18 @@ def plan_item(subscription: Object, plan_of: Callable[[Object], str]) -> Object 
 
 
 def subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> dict[str, Any]:
-    """A subscription as a row of ours.
+    """A subscription as a row of ours. Raises StripeFailed for one that lacks what all of Stripe's have.
 
     The period stands on the items since 2025-03-31.basil. `paid`: the first payment was made, or fell due
     after a trial; of one with `collection_method` send_invoice only when its latest invoice is paid.
     """
+    try:
+        return _subscription_row(subscription, plan_of)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise StripeFailed("Stripe answered with something that is no subscription. Try again.") from error
+
+
+def _subscription_row(subscription: Object, plan_of: Callable[[Object], str]) -> dict[str, Any]:
     item = plan_item(subscription, plan_of)
     shown = item or subscription["items"]["data"][0]
     status, trial_end = subscription["status"], subscription.get("trial_end")

@@ -327,7 +327,7 @@ def test_somebody_elses_customer_at_stripe_is_not_taken_over(shop: Shop) -> None
 def test_who_joins_again_after_a_restore_finds_the_running_subscription(
     shop: Shop, sql: Callable[..., Any]
 ) -> None:
-    lost, subscription_id = shop.subscribe("professional", email="back@example.com")
+    lost, subscription_id = shop.subscribe("professional", email="bAcK@example.com")
     stripe_id = shop.stripe_id(lost)
     sql("TRUNCATE customers CASCADE")
     customer_id = shop.customer(email="Back@example.com")

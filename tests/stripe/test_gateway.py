@@ -346,3 +346,13 @@ def test_the_console_stays_below_the_rate(
     for _ in range(3):
         asked.retrieve_customer("cus_1")
     assert [round(wait) for wait in waits] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("lacking", ["id", "items", "status", "created", "customer"])
+def test_a_subscription_that_lacks_something_is_a_failure_of_stripe(lacking: str) -> None:
+    price = {"id": "price_1", "recurring": {"interval": "month"}, "unit_amount": 2900, "currency": "usd"}
+    item = {"price": price, "current_period_start": 1, "current_period_end": 2}
+    whole = {"id": "sub_1", "customer": "cus_1", "status": "active", "created": 1, "items": {"data": [item]}}
+    assert subscription_row(whole, lambda price: "starter")["plan"] == "starter"
+    with pytest.raises(StripeFailed):
+        subscription_row({k: v for k, v in whole.items() if k != lacking}, lambda price: "starter")
