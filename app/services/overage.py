@@ -84,9 +84,12 @@ def settle(customer_id: str) -> None:
     with db.lease(f"overage {customer_id}", LOCK_SECONDS), stripe.slot():
         with db.statement() as cur:
             known = overage.select_billable_subscriptions(cur, customer_id)  # none once it is erased
-        invoices = {
+        found = {
             row["subscription_id"]: stripe.list_subscription_invoices(row["subscription_id"]) for row in known
         }
+        invoices = {
+            name: listed for name, listed in found.items() if listed
+        }  # a first one may be yet to come
         ended = {row["subscription_id"] for row in known if row["ended_at"]}
         for bill in _close_periods(customer_id, invoices):
             is_live = bill.subscription_id not in ended
@@ -94,7 +97,7 @@ def settle(customer_id: str) -> None:
         with db.statement() as cur:
             known = overage.select_billable_subscriptions(cur, customer_id)
         for row in known:
-            if row["is_billed"] and row["subscription_id"] in ended:
+            if row["is_billed"] and row["subscription_id"] in ended & invoices.keys():
                 _invoice_rest(row["subscription_id"], invoices[row["subscription_id"]][0])
 
 
