@@ -193,7 +193,7 @@ class StripeGateway:
     def find_customers(self, customer_id: str, email: str) -> list[dict[str, Any]]:
         """Customers with our id in their metadata or with this address, in any letter case, newest first.
 
-        The search runs up to a minute behind, the list by address does not, but it knows one letter case only.
+        The search runs up to a minute behind; the list by address does not, but compares letter case.
         https://docs.stripe.com/search
         """
         quoted = email.replace("\\", "\\\\").replace('"', '\\"')
