@@ -1,7 +1,7 @@
 """`flask customer …`: who they are, what they pay for, and why they may use what they use."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ from app.entitlements import KNOWN_STATUSES, describe_customer, entitle
 from app.errors import Conflict
 from app.extensions import db, settings
 from app.plans import INTERVALS, PAID_PLANS, PLANS
+from app.queries import subscriptions as subscription_rows
 from app.services import customers, licenses
 from cli.output import (
     Answer,
@@ -141,7 +142,20 @@ def show(customer_id: str) -> Answer:
         shown["Ends"] = granted.period_end
     for warning in _warnings(found, granted.live_count):
         hint(warning)
-    return Answer(lambda: _customer_json(found), [details("Customer Details", shown)])
+    return Answer(
+        lambda: _customer_json(found),
+        [details("Customer Details", shown), *_stripe_notes(granted.subscription)],
+    )
+
+
+def _stripe_notes(subscription: Mapping[str, Any] | None) -> Iterator[str]:
+    """What Stripe says beside the state: a pause, a scheduled change, an unpaid invoice with its page."""
+    if subscription is None:
+        return
+    with db.statement() as cur:
+        row = subscription_rows.select_subscription(cur, subscription["subscription_id"])
+    for key, value in ((row and row["details"]) or {}).items():
+        yield f"At Stripe, {key}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
 
 
 @customer.command("update", "flask customer update --id cust_abc123 --email new@example.com")
@@ -400,8 +414,7 @@ def _explanation(found: Row) -> Iterator[str]:
     yield details(f"Why {found['customer_id']} has what it has", shown)
     if found["stripe_error"]:
         yield f"⚠️  Stripe was not asked: {found['stripe_error']}"
-    for key, value in (used.get("details") or {}).items():
-        yield f"At Stripe, {key}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+    yield from _stripe_notes(found["subscription"])
     for line in found["differences"]:
         yield f"⚠️  {line}. To mend it: flask stripe sync --customer {found['customer_id']}"
     for missing in found["missing"]:

@@ -126,3 +126,5 @@ def test_explain_shows_a_failed_payment(shop: Shop) -> None:
     assert unpaid["url"] == newest["hostedInvoiceUrl"]
     assert unpaid["nextPaymentAttemptAt"] == newest["nextPaymentAttemptAt"]
     assert unpaid["amountDue"] == newest["amountDue"] == 2900
+    shown = shop.app.test_cli_runner().invoke(args=["customer", "show", customer_id]).output
+    assert f"url {newest['hostedInvoiceUrl']}" in shown
