@@ -1,7 +1,7 @@
 """`flask customer …`: who they are, what they pay for, and why they may use what they use."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -142,19 +142,16 @@ def show(customer_id: str) -> Answer:
         shown["Ends"] = granted.period_end
     for warning in _warnings(found, granted.live_count):
         hint(warning)
+    with db.statement() as cur:
+        current = subscription_rows.select_subscription(cur, shown["Subscription ID"] or "")
     return Answer(
-        lambda: _customer_json(found),
-        [details("Customer Details", shown), *_stripe_notes(granted.subscription)],
+        lambda: _customer_json(found), [details("Customer Details", shown), *_stripe_notes(current)]
     )
 
 
-def _stripe_notes(subscription: Mapping[str, Any] | None) -> Iterator[str]:
+def _stripe_notes(subscription: Row | None) -> Iterator[str]:
     """What Stripe says beside the state: a pause, a scheduled change, an unpaid invoice with its page."""
-    if subscription is None:
-        return
-    with db.statement() as cur:
-        row = subscription_rows.select_subscription(cur, subscription["subscription_id"])
-    for key, value in ((row and row["details"]) or {}).items():
+    for key, value in ((subscription or {}).get("details") or {}).items():
         yield f"At Stripe, {key}: " + ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
 
 
@@ -414,7 +411,7 @@ def _explanation(found: Row) -> Iterator[str]:
     yield details(f"Why {found['customer_id']} has what it has", shown)
     if found["stripe_error"]:
         yield f"⚠️  Stripe was not asked: {found['stripe_error']}"
-    yield from _stripe_notes(found["subscription"])
+    yield from _stripe_notes(used)
     for line in found["differences"]:
         yield f"⚠️  {line}. To mend it: flask stripe sync --customer {found['customer_id']}"
     for missing in found["missing"]:

@@ -28,9 +28,6 @@ ALERTS: Final = ("threshold_80", "threshold_100", "sudden_drop", "shared_license
 CSV_COLUMNS: Final = ("customer_id", "instance_id", "active_devices", "total_devices", "timestamp")
 FIGURES: Final = ("total_reports", "avg_active", "peak_active", "current_active", "current_total")
 OUTCOMES: Final = {201: "accepted", 200: "duplicate"}
-PARTITION_RETRY_SECONDS: Final = 60
-_partitions_failed_at: dict[str, float] = {}
-"""By database URL."""
 log = logging.getLogger(__name__)
 
 
