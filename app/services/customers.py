@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import secrets
+from datetime import datetime
 from typing import Any
 
 from psycopg2.errors import UniqueViolation
@@ -47,15 +48,15 @@ def create_customer(
         raise Conflict(f"There is a customer with this email already: {there.get('customer_id')}.")
     if trial_is_used and plan != "trial":
         raise Conflict("The trial of this email is used up. Create it without a plan, then use checkout.")
-    started = start_trial(cur, customer, plan, days=0 if trial_is_used else settings.trial_days)
-    entitlement = entitle(customer, [started], now())
-    return describe_customer(customer, [started], now()), issue_license(cur, customer, entitlement)
+    started = start_trial(cur, customer, plan, at, days=0 if trial_is_used else settings.trial_days)
+    entitlement = entitle(customer, [started], at)
+    return describe_customer(customer, [started], at), issue_license(cur, customer, entitlement, at=at)
 
 
-def start_trial(cur: Cursor, customer: Row, plan: str, *, days: int) -> Row:
+def start_trial(cur: Cursor, customer: Row, plan: str, at: datetime, *, days: int) -> Row:
     """Begin a trial of our own, inside the caller's transaction."""
     trial = {"subscription_id": new_id("trial_"), "customer_id": customer["customer_id"], "plan": plan}
-    return subscriptions.insert_trial(cur, trial, now().replace(microsecond=0), days)
+    return subscriptions.insert_trial(cur, trial, at, days)
 
 
 def update_customer(customer_id: str, changes: Row) -> dict[str, Any]:

@@ -109,14 +109,20 @@ def lock_customer_or_404(cur: Cursor, customer_id: str) -> Row:
 
 
 def issue_license(
-    cur: Cursor, customer: Row, entitlement: Entitlement | None = None, *, not_before: datetime | None = None
+    cur: Cursor,
+    customer: Row,
+    entitlement: Entitlement | None = None,
+    *,
+    at: datetime | None = None,
+    not_before: datetime | None = None,
 ) -> Row:
     """The current license if it matches the entitlement (derived unless given), else a fresh one.
 
-    For a transaction that has locked the customer and looked for a revocation. `not_before`: the least `iat`.
+    For a transaction that has locked the customer and looked for a revocation. `at`: the present,
+    unless it has been read already; `not_before`: the least `iat`.
     """
     customer_id = customer["customer_id"]
-    at = now().replace(microsecond=0)
+    at = (at or now()).replace(microsecond=0)
     if entitlement is None:
         entitlement = entitle(customer, subscriptions.select_subscriptions(cur, [customer_id]), at)
     current = licenses.lock_current_license(cur, customer_id)

@@ -44,9 +44,9 @@ def create_trial(cur: Cursor, customer_id: str, plan: str) -> tuple[dict[str, An
         raise Conflict("This customer's trial is used up. Use checkout.")
     at = now().replace(microsecond=0)
     subscriptions.end_subscriptions(cur, customer_id, at, only_trials=True)
-    started = start_trial(cur, customer, plan, days=settings.trial_days)
+    started = start_trial(cur, customer, plan, at, days=settings.trial_days)
     customer = customers.update_customer(cur, customer | {"trial_used_at": at})
-    return describe(customer, started, now()), issue_license(cur, customer)
+    return describe(customer, started, at), issue_license(cur, customer, at=at)
 
 
 def get_subscription(any_id: str, only_of: str | None = None) -> dict[str, Any]:

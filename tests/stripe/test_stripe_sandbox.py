@@ -933,9 +933,10 @@ def test_a_failed_payment_says_when_it_is_tried_again(
     sandbox: Sandbox, client: Any, shop: Shop, paid: str
 ) -> None:
     sandbox.set_card(shop.customer, "decline")
-    sandbox.advance_to(item_of(client.subscriptions.retrieve(paid)).current_period_end + 3600)
+    charged_at = item_of(client.subscriptions.retrieve(paid)).current_period_end + 3600
+    sandbox.advance_to(charged_at)
     (invoice,) = client.invoices.list({"customer": shop.customer, "status": "open"}).data
-    assert invoice.next_payment_attempt == sandbox.now() + 3 * DAY and invoice.attempt_count == 1
+    assert invoice.next_payment_attempt == charged_at + 3 * DAY and invoice.attempt_count == 1
     failed = [e for e in sandbox.events if e["type"] == "invoice.payment_failed"][-1]["data"]["object"]
     assert failed["next_payment_attempt"] == invoice.next_payment_attempt
     sandbox.set_card(shop.customer, "ok")
@@ -955,7 +956,7 @@ def test_sent_invoices(sandbox: Sandbox, client: Any, shop: Shop) -> None:
     sandbox.advance(hours=1)
     invoice = client.invoices.retrieve(sub.latest_invoice.id)
     assert (invoice.status, invoice.amount_paid, invoice.attempted) == ("open", 0, False)
-    assert invoice.due_date == sandbox.now() + 7 * DAY and invoice.next_payment_attempt is None
+    assert invoice.due_date == invoice.created + 3600 + 7 * DAY and invoice.next_payment_attempt is None
     sandbox.advance(days=7)
     assert client.subscriptions.retrieve(sub.id).status == "past_due"
     assert client.invoices.pay(invoice.id, {"paid_out_of_band": True}).status == "paid"
