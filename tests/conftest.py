@@ -227,7 +227,7 @@ class _Quiet(WSGIRequestHandler):
 def url(app: Flask) -> Iterator[str]:
     """The application under test on the network, served by a thread of this process."""
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
