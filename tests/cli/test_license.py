@@ -38,6 +38,9 @@ def test_revoke_history_reinstate(console, client, terminal):
     rows = [row for row in console("license", "history", who).stdout.splitlines() if who[:4] not in row]
     states = [row.rpartition("|")[2].strip() for row in rows if row.count("|") == 4]
     assert states == ["State", "current", "revoked"]
+    assert console("license", "revoke", who).exit_code == 0
+    back = json.loads(console("license", "reinstate", who, "--json").stdout)
+    assert back["license"] == client.get(path, headers=ADMIN).json["license"]
 
 
 def test_verify(app, console, client):
