@@ -59,6 +59,7 @@ GUARDS = {
 RENEWING = {"GET /api/licenses/<customer_id>", "POST /api/usage/report", "POST /api/usage/reports"}
 GUARDED = sorted(name for name, guard in GUARDS.items() if guard in ("admin", "own"))
 BATCH = "POST /api/usage/reports"  # where each item has a status of its own
+UNREAD = {"data": b"{not json", "content_type": "text/plain"}
 
 
 def call(client, route, headers, customer, **options):
@@ -132,8 +133,7 @@ def test_without_a_credential_that_counts_it_is_401_before_the_body_is_read(app,
         for headers in always + (renewing_only if route not in RENEWING else []):
             refusal(call(client, route, headers, customer), 401)
         refusal(call(client, route, bearer("wrong"), nobody()), 401)
-        unread = {"data": b"{not json", "content_type": "text/plain"}
-        refusal(call(client, route, bearer("wrong"), customer, **unread), 401)
+        refusal(call(client, route, bearer("wrong"), customer, **UNREAD), 401)
     assert state() == before
 
 
@@ -143,10 +143,12 @@ def test_a_license_opens_only_what_is_its_own_and_none_once_it_is_revoked(client
     before = state()
     for route in GUARDED:
         refusal(call(client, route, bearer(revoked["license"]), revoked), 403)
+        refusal(call(client, route, bearer(revoked["license"]), revoked, **UNREAD), 403)
         about = (customer, nobody(), nobody("cust_x"), nobody("nobody"))
         answers = [call(client, route, bearer(stranger["license"]), one) for one in about]
         if route == BATCH:
-            assert {a.json["results"][0]["status"] for a in answers[:2]} == {403}
+            (of_another,), (of_nobody,) = (answer.json["results"] for answer in answers[:2])
+            assert (of_another["status"], of_another) == (403, of_nobody)
         else:  # the same whether it exists or not
             assert len({refusal(answer, 403) for answer in answers}) == 1
     assert state() == before
@@ -160,11 +162,16 @@ def test_those_whom_the_contract_names_may_call(client):
         assert (answer.status_code in (401, 403)) is (GUARDS[route] == "admin")
 
 
-def test_what_cannot_be_an_id_is_404(client):
-    for odd in ("%00", "cust_%00", "%F0%9F%98%80", "'; DROP TABLE x; --", "x" * 5000, "."):
+def test_what_is_unknown_or_cannot_be_an_id_is_404(client):
+    dots = (".", "..", "%2e%2e")  # they lead to the list above
+    for odd in (
+        "cust_unknown00000", "x", "%00", "cust_%00", "cust_é", "%F0%9F%98%80", "'; DROP TABLE x; --",
+        "x" * 5000, *dots,
+    ):  # fmt: skip
         for route in (name for name in GUARDED if "<" in name):
             answer = call(client, route, ADMIN, nobody(odd) | {"subscription": {"subscriptionId": odd}})
-            assert answer.status_code in (200, 404, 405), answer.text  # `.` leads to the list above it
+            assert answer.status_code in ((200, 404, 405) if odd in dots else (404,)), answer.text
+    assert call(client, "POST /api/usage/report", ADMIN, nobody()).status_code == 404
 
 
 def test_several_admin_keys_at_once_each_with_its_name(make_app, sql):
@@ -355,7 +362,9 @@ def test_neither_keys_nor_tokens_nor_addresses_reach_a_log(make_app, caplog, cap
         client.post("/api/customers", json=body, headers=ADMIN)
     client.post("/api/licenses/verify", json={"license": token})
     client.get(f"/api/licenses/{token}", headers=ADMIN)
-    app.test_cli_runner().invoke(args=["customer", "erase", "--id", customer["customerId"], "--yes"])
+    for command in (["show"], ["explain"], ["export"], ["erase", "--yes"]):
+        args = ["customer", *command, "--id", customer["customerId"]]
+        assert app.test_cli_runner().invoke(args=args).exit_code == 0
     text = capsys.readouterr().err
     assert text.count('"logger":"app.access"') > 100
     private = app.extensions["billing.settings"].license_private_key_path.read_text().splitlines()[5]

@@ -3,17 +3,15 @@
 import random
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from app.queries.subscriptions import OF_CUSTOMER, SUBSCRIPTION
+from tests.api.conftest import at_once, pages
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer
-from tests.tokens import claims_of
 
 Sql = Callable[..., list[dict[str, Any]]]
 
@@ -45,25 +43,27 @@ def test_joins_in_trial_mode(client: FlaskClient, sql: Sql) -> None:
     assert subscription["limits"] == {"maxUsers": 5, "maxAlertRules": 25, "maxDashboards": 10}
     [row] = sql("SELECT trial_ends_at - created_at AS length, plan FROM subscriptions")
     assert (row["length"].days, row["plan"]) == (14, "trial")
-    assert sql("SELECT token FROM licenses")[0]["token"] == created["license"]
+    for headers in (ADMIN, bearer(created["license"])):
+        answer = client.get(f"/api/customers/{created['customerId']}", headers=headers)
+        assert (answer.status_code, answer.json) == (200, without_license(created))
 
 
 def test_a_plan_begins_its_trial(client: FlaskClient, sql: Sql) -> None:
     begun = make_customer(client, plan="enterprise")["subscription"]
-    assert (begun["plan"], begun["deviceLimit"], begun["features"]["maxDevices"]) == (
-        "enterprise",
-        None,
-        None,
-    )
-    assert begun["limits"]["maxUsers"] is None
+    assert [begun["plan"], begun["deviceLimit"]] == ["enterprise", None]
+    assert [begun["features"]["maxDevices"], begun["limits"]["maxUsers"]] == [None, None]
     assert sql("SELECT trial_used_at FROM customers")[0]["trial_used_at"] is not None
 
 
-@pytest.mark.parametrize("spelling", ["company_name", "company"])
-def test_other_spellings(client: FlaskClient, spelling: str) -> None:
-    body = {"email": "a@example.com", spelling: "Acme Corp"}
-    answer = client.post("/api/customers", json=body, headers=ADMIN)
-    assert (answer.status_code, answer.json["companyName"], answer.json["name"]) == (201, "Acme Corp", None)
+def test_other_spellings(client: FlaskClient) -> None:
+    for spelling in ("company_name", "company"):
+        body = {"email": f"{spelling}@example.com", spelling: "Acme Corp"}
+        answer = client.post("/api/customers", json=body, headers=ADMIN)
+        assert (answer.status_code, answer.json["companyName"], answer.json["name"]) == (
+            201,
+            "Acme Corp",
+            None,
+        )
 
 
 def test_the_columns_of_a_customer_with_its_subscriptions_are_what_they_are_called(app: Flask) -> None:
@@ -95,75 +95,36 @@ BAD: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_bad_fields_are_named_and_nothing_is_stored(client: FlaskClient, sql: Sql) -> None:
+    for fields in (
         *({name: value} for name, values in BAD.items() for value in values),
         {"companyName": "A", "company_name": "B"},
         {"companyName": "A", "company": "B"},
-    ],
-)
-def test_bad_fields_are_named_and_nothing_is_stored(
-    client: FlaskClient, sql: Sql, fields: dict[str, Any]
-) -> None:
-    answer = client.post("/api/customers", json={"email": "ok@example.com"} | fields, headers=ADMIN)
-    assert answer.status_code == 422, answer.json
-    assert next(iter(fields)) in answer.json["errors"]["json"]
+    ):
+        answer = client.post("/api/customers", json={"email": "ok@example.com"} | fields, headers=ADMIN)
+        assert (fields, answer.status_code) == (fields, 422)
+        assert next(iter(fields)) in answer.json["errors"]["json"]
     assert sql("SELECT 1 FROM customers UNION ALL SELECT 1 FROM audit_log") == []
 
 
-@pytest.mark.parametrize("other", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@Example.Com"])
-def test_the_same_email_is_taken_in_any_letter_case(client: FlaskClient, sql: Sql, other: str) -> None:
-    there = make_customer(client, email="ada@example.com")
-    answer = client.post("/api/customers", json={"email": other}, headers=ADMIN)
-    assert (answer.status_code, there["customerId"] in answer.json["message"]) == (409, True)
+def test_the_same_email_is_taken_in_any_letter_case_also_at_once(app: Flask, sql: Sql) -> None:
+    def create(number: int) -> Any:
+        email = ("same@example.com", "SAME@EXAMPLE.COM", "Same@Example.com")[number % 3]
+        return app.test_client().post("/api/customers", json={"email": email}, headers=ADMIN)
+
+    *refused, made = sorted(at_once(12, create), key=lambda answer: -answer.status_code)
+    assert [answer.status_code for answer in (*refused, made)] == [409] * 11 + [201]
+    assert made.json["customerId"] in create(0).json["message"]
     assert counts(sql) == {"customers": 1, "subscriptions": 1, "licenses": 1}
-
-
-def test_thirty_at_once_are_one(app: Flask, sql: Sql) -> None:
-    def create(number: int) -> int:
-        email = "same@example.com" if number % 2 else "SAME@example.com"
-        return app.test_client().post("/api/customers", json={"email": email}, headers=ADMIN).status_code
-
-    with ThreadPoolExecutor(10) as pool:
-        statuses = list(pool.map(create, range(30)))
-    assert sorted(statuses) == [201] + [409] * 29
-    assert counts(sql) == {"customers": 1, "subscriptions": 1, "licenses": 1}
-
-
-def test_show(client: FlaskClient) -> None:
-    created = make_customer(client)
-    for headers in (ADMIN, bearer(created["license"])):
-        answer = client.get(f"/api/customers/{created['customerId']}", headers=headers)
-        assert (answer.status_code, answer.json) == (200, without_license(created))
-
-
-@pytest.mark.parametrize(
-    "customer_id",
-    ["cust_unknown00000", "x", "'; DROP TABLE customers; --", "..", "%00", "%2e%2e", "a" * 300, "cust_é"],
-)
-def test_unknown_ids_are_404(client: FlaskClient, customer_id: str) -> None:
-    answer = client.get(f"/api/customers/{customer_id}", headers=ADMIN)
-    assert (answer.status_code, answer.json["code"]) == (404, 404)
 
 
 def test_list_pages_meet_everybody_once(client: FlaskClient) -> None:
-    made = [make_customer(client)["customerId"] for _ in range(7)]
-    met, query = [], {"limit": 3}
-    while query.get("cursor", "") is not None:
-        page = client.get("/api/customers", query_string=query, headers=ADMIN).json
+    made, met = [make_customer(client)["customerId"] for _ in range(5)], []
+    for number, page in enumerate(pages(client, "/api/customers", limit=3)):
         met += [customer["customerId"] for customer in page["customers"]]
-        query["cursor"] = page["nextCursor"]
-        if len(met) == 3:
+        if number == 0:
             made.append(make_customer(client)["customerId"])
-    assert met == made
-
-
-def test_a_last_page_that_is_full_says_so(client: FlaskClient) -> None:
-    for _ in range(3):
-        make_customer(client)
-    for path, is_last in (("customers?limit=3", True), ("usage?limit=3", True), ("usage?limit=2", False)):
-        assert (client.get(f"/api/{path}", headers=ADMIN).json["nextCursor"] is None) is is_last
+    assert (met, number) == (made, 1)  # the last page is full, and says that it is the last
 
 
 def test_find_by_email_or_a_part_of_what_names_them(client: FlaskClient) -> None:
@@ -220,30 +181,16 @@ def test_a_list_shows_what_each_customer_shows(client: FlaskClient, sql: Sql) ->
         assert client.get(f"/api/customers/{customer['customerId']}", headers=ADMIN).json == customer
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+def test_bad_queries_are_422(client: FlaskClient) -> None:
+    for query in (
         "limit=0", "limit=201", "limit=-1", "limit=x", "limit=1e2", "limit=", "cursor=abc", "cursor=",
         "cursor=%00", "limit=5&limit=6", "offset=3", "email=", "cursor=" + "A" * 5000,
         "email=%00", "email=a%00b@example.com", "q=", "q=%00", "plan=gold", "plan=", "status=frozen",
         "limit=1_0", "limit=%2B5", "limit=%205", "limit=%D9%A3",
-    ],
-)  # fmt: skip
-def test_bad_queries_are_422(client: FlaskClient, query: str) -> None:
-    answer = client.get(f"/api/customers?{query}", headers=ADMIN)
-    assert answer.status_code == 422
-    assert query.partition("=")[0] in answer.json["errors"]["query"]
-
-
-def test_a_cursor_that_was_tampered_with_is_422(client: FlaskClient) -> None:
-    for _ in range(3):
-        make_customer(client)
-    cursor = client.get("/api/customers?limit=1", headers=ADMIN).json["nextCursor"]
-    changed = {cursor[:at] + letter + cursor[at + 1 :] for at in range(len(cursor)) for letter in "AQgw"}
-    assert len(changed - {cursor}) > 30
-    for other in changed - {cursor}:
-        answer = client.get("/api/customers", query_string={"cursor": other}, headers=ADMIN)
-        assert answer.status_code == 422, other
+    ):  # fmt: skip
+        answer = client.get(f"/api/customers?{query}", headers=ADMIN)
+        assert (query, answer.status_code) == (query, 422)
+        assert query.partition("=")[0] in answer.json["errors"]["query"]
 
 
 def test_change_details(client: FlaskClient, sql: Sql) -> None:
@@ -255,53 +202,40 @@ def test_change_details(client: FlaskClient, sql: Sql) -> None:
     assert [answer.json[n] for n in ("email", "name", "companyName")] == ["new@example.com", "Old", None]
     assert answer.json["updatedAt"] > made["updatedAt"]
     [line] = sql("SELECT actor, before, after FROM audit_log WHERE action = 'customer.update'")
-    assert (line["actor"][:6], line["before"]["company_name"], line["after"]) == (
-        "admin:",
-        "Old Corp",
-        changes,
-    )
+    assert (line["actor"][:6], line["before"]["company_name"]) == ("admin:", "Old Corp")
+    assert line["after"] == changes
 
 
-def test_a_changed_name_reaches_the_license(client: FlaskClient) -> None:
-    customer_id = make_customer(client, name="Old")["customerId"]
-    client.patch(f"/api/customers/{customer_id}", json={"companyName": "New Corp"}, headers=ADMIN)
-    token = client.get(f"/api/licenses/{customer_id}", headers=ADMIN).json["license"]
-    assert claims_of(token)["customerName"] == "New Corp"
-
-
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        ({"email": None}, 422), ({"email": "nonsense"}, 422), ({"name": "x" * 300}, 422),
-        ({"plan": "starter"}, 422), ({"email": "taken@example.com"}, 409),
-        ({"email": "TAKEN@example.com"}, 409),
-    ],
-)  # fmt: skip
-def test_refused_changes_change_nothing(client: FlaskClient, fields: dict[str, Any], status: int) -> None:
+def test_refused_changes_change_nothing(client: FlaskClient) -> None:
     make_customer(client, email="taken@example.com")
     made = make_customer(client)
     path = f"/api/customers/{made['customerId']}"
-    assert client.patch(path, json=fields, headers=ADMIN).status_code == status
+    for fields, status in (
+        ({"email": None}, 422), ({"email": "nonsense"}, 422), ({"name": "x" * 300}, 422),
+        ({"plan": "starter"}, 422), ({"email": "taken@example.com"}, 409),
+        ({"email": "TAKEN@example.com"}, 409),
+    ):  # fmt: skip
+        answer = client.patch(path, json=fields, headers=ADMIN)
+        assert (fields, answer.status_code) == (fields, status)
     assert client.get(path, headers=ADMIN).json == without_license(made)
 
 
-@pytest.mark.parametrize("changes", [{}, {"email": "Ada@Example.com"}])
-def test_an_empty_change_and_its_own_email_in_another_case(client: FlaskClient, changes: Any) -> None:
+def test_an_empty_change_and_its_own_email_in_another_case(client: FlaskClient) -> None:
     made = make_customer(client, email="ada@example.com")
-    answer = client.patch(f"/api/customers/{made['customerId']}", json=changes, headers=ADMIN)
-    expected = without_license(made) | changes
-    if changes:
-        expected["updatedAt"] = answer.json["updatedAt"]
+    path, expected = f"/api/customers/{made['customerId']}", without_license(made)
+    answer = client.patch(path, json={}, headers=ADMIN)
     assert (answer.status_code, answer.json) == (200, expected)
+    answer = client.patch(path, json={"email": "Ada@Example.com"}, headers=ADMIN)
+    changed = {"email": "Ada@Example.com", "updatedAt": answer.json["updatedAt"]}
+    assert (answer.status_code, answer.json) == (200, expected | changed)
 
 
 def test_changes_at_once_are_all_kept(app: Flask, client: FlaskClient, sql: Sql) -> None:
     made = make_customer(client, name="Old")
     path = f"/api/customers/{made['customerId']}"
     changes = [{"name": "New"}, {"companyName": "Corp"}, {"email": "new@example.com"}]
-    with ThreadPoolExecutor(3) as pool:
-        answers = pool.map(lambda body: app.test_client().patch(path, json=body, headers=ADMIN), changes)
-        assert {answer.status_code for answer in answers} == {200}
+    answers = at_once(3, lambda n: app.test_client().patch(path, json=changes[n], headers=ADMIN))
+    assert {answer.status_code for answer in answers} == {200}
     shown = client.get(path, headers=ADMIN).json
     assert (shown["name"], shown["companyName"], shown["email"]) == ("New", "Corp", "new@example.com")
     lines = sql("SELECT after FROM audit_log WHERE action = 'customer.update'")

@@ -67,10 +67,13 @@ def test_no_database_is_exit_1_and_what_to_do(environ, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_gunicorn_does_not_start_with_a_wrong_setting(environ):
-    done = run_gunicorn(environ | {"ADMIN_API_KEY": ""})
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ADMIN_API_KEY: ")
+def test_gunicorn_does_not_start_with_a_wrong_setting_or_key(environ, tmp_path):
+    for wrong, name in (
+        ({"ADMIN_API_KEY": ""}, "ADMIN_API_KEY"), (key_paths(tmp_path), "LICENSE_PRIVATE_KEY_PATH"),
+    ):  # fmt: skip
+        done = run_gunicorn(environ | wrong)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"{name}: ")
 
 
 def test_a_database_that_comes_later_is_taken_without_a_restart(make_app, open_folder, capsys):

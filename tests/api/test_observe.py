@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.observe import JsonFormatter, TextFormatter, redacted
 from tests.conftest import ADMIN, ADMIN_KEY
-from tests.factories import bearer, make_customer, report_body
+from tests.factories import bearer, report_body
 from tests.server import wait_until
 from tests.shop import Shop
 
@@ -125,9 +125,7 @@ def test_a_line_for_each_call_to_stripe_and_each_event(make_app, stripe_environ,
     assert sample(metrics, "billing_stripe_events_total", **created) >= 1
     assert sample(metrics, "billing_stripe_event_lag_seconds_count") >= 1
     assert sample(metrics, "billing_stripe_call_seconds_count", call=calls[0]["call"], outcome="200") >= 1
-    assert sample(metrics, "billing_monthly_revenue_usd", plan="starter") == 29
     assert sample(metrics, "billing_licenses_issued_total", plan="starter") >= 1
-    assert sample(metrics, "billing_customers", plan="starter", status="active") == 1
     assert shop.get(f"/api/customers/{customer_id}")["subscription"]["status"] == "active"
 
 
@@ -170,12 +168,6 @@ def test_metrics_without_a_database(make_app):
     assert (answer.status_code, answer.mimetype) == (200, "text/plain")
     assert sample(answer.text, "billing_database_up") == 0
     assert sample(answer.text, "billing_customers", plan="trial", status="trialing") is None
-
-
-def test_trials_that_end_soon_are_counted(client, sql):
-    make_customer(client)
-    sql("UPDATE subscriptions SET trial_ends_at = CURRENT_TIMESTAMP + INTERVAL '3 days'")
-    assert sample(client.get("/metrics").text, "billing_trials_ending_7d") == 1
 
 
 def test_invented_methods_and_paths_make_no_series_of_their_own(client):

@@ -6,8 +6,6 @@ import json
 import re
 from datetime import datetime
 
-import pytest
-
 from tests.cli.conftest import RULE, SHORT_RULE
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
@@ -91,44 +89,41 @@ ID                    | Email                        | Name                  | C
     assert console("customer", "list", "--search", "no such").stdout.startswith("Found 0 customer(s):")
 
 
-def test_list_says_the_same_plan_and_devices_in_every_form(console, client):
-    made = make_customer(client, plan="professional")
-    client.post("/api/usage/report", json=report_body(made["customerId"], 7), headers=ADMIN)
+def test_list_filters_sorts_and_says_the_same_in_every_form(console, client):
+    made = make_customer(client, name="Ada", email="z@example.com", plan="professional")
+    ada = made["customerId"]
+    bob = make_customer(client, name="Bob", email="a@example.com", companyName="Ada & Co")["customerId"]
+    client.post("/api/usage/report", json=report_body(ada, 7), headers=ADMIN)
     client.post(f"/api/subscriptions/{made['subscription']['subscriptionId']}/cancel", headers=ADMIN)
 
-    [line] = [line for line in console("customer", "list").stdout.splitlines() if "cust_" in line]
+    [line] = [line for line in console("customer", "list").stdout.splitlines() if ada in line]
     assert [cell.strip() for cell in line.split("|")][4:] == ["TRIAL", "CANCELED", "7"]
-    [row] = json.loads(console("customer", "list", "--json").stdout)
+    row, _ = json.loads(console("customer", "list", "--json").stdout)
     assert (row["plan"], row["status"], row["activeDevices"]) == ("trial", "canceled", 7)
     assert row["subscription"]["plan"] == "professional"
-    [cells] = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
+    cells, _ = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
     assert (cells["plan"], cells["status"], cells["active_devices"]) == ("trial", "canceled", "7")
-    for plan, count in (("trial", 1), ("professional", 0)):
-        assert f"Found {count} customer(s)" in console("customer", "list", "--plan", plan).stdout
-
-
-def test_list_filters_and_sorts(console, client):
-    ada = make_customer(client, name="Ada", email="z@example.com", plan="starter")["customerId"]
-    bob = make_customer(client, name="Bob", email="a@example.com", companyName="Ada & Co")["customerId"]
-    client.post("/api/usage/report", json=report_body(bob, 3), headers=ADMIN)
 
     def ids(*args: str) -> list[str]:
         return [row["customerId"] for row in json.loads(console("customer", "list", *args, "--json").stdout)]
 
-    assert ids("--search", "ada") == [ada, bob]
-    assert ids("--plan", "starter") == [ada]
-    assert ids("--status", "canceled") == []
-    assert ids("--sort", "email") == ids("--sort", "devices") == [bob, ada]
-    assert ids("--sort", "name", "--limit", "1") == [ada]
+    assert ids("--search", "ada") == ids("--plan", "trial") == [ada, bob]
+    assert ids("--plan", "professional") == ids("--search", "no such") == []
+    assert ids("--status", "canceled") == ids("--sort", "name", "--limit", "1") == [ada]
+    assert (ids("--sort", "email"), ids("--sort", "devices")) == ([bob, ada], [ada, bob])
 
 
-def test_show_and_update(console, client):
+def test_show_explain_and_update(console, client):
     made = make_customer(client, plan="enterprise", companyName="Engines")
     done = console("customer", "show", "--id", made["customerId"])
     for line in ("Plan:             ENTERPRISE", "Status:           TRIALING", "Device Limit:     Unlimited"):
         assert line in done.stdout.splitlines()
     shown = json.loads(console("customer", "show", made["customerId"], "--json").stdout)
     assert shown == {name: value for name, value in made.items() if name != "license"}
+    lines = console("customer", "explain", "--id", made["customerId"]).stdout.splitlines()
+    assert {"Plan:             ENTERPRISE", "Because:          running trial"} <= set(lines)
+    said = json.loads(console("customer", "explain", made["customerId"], "--json").stdout)
+    assert (said["plan"], said["reason"], said["deviceLimit"]) == ("enterprise", "running trial", None)
 
     update = ("customer", "update", made["customerId"])
     assert console(*update, "--email", "new@example.com", "--company", "").exit_code == 0
@@ -179,14 +174,6 @@ def test_override_is_for_enterprise(console, client):
     assert client.get(f"/api/usage/{small['customerId']}", headers=ADMIN).json["deviceLimit"] == 5
 
 
-def test_explain(console, client):
-    made = make_customer(client, plan="starter")
-    lines = console("customer", "explain", "--id", made["customerId"]).stdout.splitlines()
-    assert {"Plan:             STARTER", "Because:          running trial"} <= set(lines)
-    said = json.loads(console("customer", "explain", made["customerId"], "--json").stdout)
-    assert (said["plan"], said["reason"], said["deviceLimit"]) == ("starter", "running trial", 10)
-
-
 def test_audit_says_who_changed_what_from_what_to_what(console, client):
     made = make_customer(client)
     client.patch(f"/api/customers/{made['customerId']}", json={"name": "New"}, headers=ADMIN)
@@ -199,7 +186,7 @@ def test_audit_says_who_changed_what_from_what_to_what(console, client):
     assert made["license"] not in text
     rows = json.loads(console("audit", "list", made["customerId"], "--json").stdout)
     assert ({"name": "Customer Name"}, {"name": "New"}) in [(row["before"], row["after"]) for row in rows]
-    assert console("customer", "erase", made["customerId"], "--yes").exit_code == 0
+    assert console("customer", "erase", made["customerId"], "--yes", "--json").exit_code == 0
     assert "customer.erase" in console("audit", "list", made["customerId"]).stdout
 
 
@@ -236,16 +223,6 @@ def test_import(console, client, tmp_path):
     assert console("customer", "import", str(file)).exit_code == 1
     file.write_bytes(b"email\n\xff@example.com\n")
     assert "not UTF-8" in console("customer", "import", str(file)).stderr
-
-
-def test_retire_instance(console, client):
-    made = make_customer(client)
-    client.post("/api/usage/report", json=report_body(made["customerId"], 3), headers=ADMIN)
-    retire = ("customer", "retire-instance", "--id", made["customerId"], "--instance")
-    assert console(*retire, "dev-1").exit_code == 0
-    summary = client.get(f"/api/usage/{made['customerId']}", headers=ADMIN).json["summary"]
-    assert (summary["currentActive"], summary["totalReports"]) == (0, 1)
-    assert console(*retire, "none").exit_code == 1
 
 
 def test_quick_test_workflow_of_the_readme(console, client):
@@ -309,27 +286,8 @@ Expires
         same = terminal(*upgrade, columns=200)
         assert (same[0], "[y/N]" in same[1]) == (1, False)
 
-    def test_cancel_at_period_end_and_resume(self, shop, console):
-        customer_id, subscription_id = shop.subscribe("professional")
-        done = console("customer", "deactivate", customer_id, "--at-period-end", "--yes")
-        assert "deactivated" not in done.stdout
-        assert re.search(r"Ends At: +\d", done.stdout)
-        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is True
-        assert console("customer", "resume", customer_id).exit_code == 0
-        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is False
-        assert console("customer", "resume", customer_id).exit_code == 1
-
-    def test_deactivate_asks_whom_it_concerns(self, shop, terminal):
-        customer_id, subscription_id = shop.subscribe("starter", email="ada@example.com")
-        code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
-        assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)
-        assert shop.plan_and_status(customer_id) == ("starter", "active")
-        assert terminal("customer", "deactivate", customer_id, typed="y\n")[0] == 0
-        assert shop.subscription(subscription_id)["status"] == "canceled"
-        assert "[y/N]" not in terminal("customer", "deactivate", customer_id)[1]
-
-    def test_portal_and_invoices(self, shop, console):
-        customer_id, _ = shop.subscribe("starter")
+    def test_portal_invoices_and_the_end_of_a_subscription(self, shop, console, terminal):
+        customer_id, subscription_id = shop.subscribe("starter")
         portal = console("customer", "portal", customer_id)
         assert [line[:4] for line in portal.stdout.splitlines()][-1] == "http"
         shown = console("customer", "invoices", customer_id)
@@ -338,12 +296,17 @@ Expires
         asked = shop.get(f"/api/customers/{customer_id}/invoices")["invoices"]
         assert (row["number"], row["total"]) == (asked[0]["number"], 2900)
 
-    @pytest.mark.parametrize("how", ["console", "terminal"])
-    def test_erased_at_stripe_too(self, shop, console, terminal, how):
-        customer_id, _ = shop.subscribe("starter")
-        if how == "console":
-            assert console("customer", "erase", customer_id, "--yes", "--json").exit_code == 0
-        else:
-            assert terminal("customer", "erase", customer_id, typed="y\n")[0] == 0
-        assert shop.live() == []
-        assert shop.client.get(f"/api/customers/{customer_id}", headers=ADMIN).status_code == 404
+        done = console("customer", "deactivate", customer_id, "--at-period-end", "--yes")
+        assert "deactivated" not in done.stdout
+        assert re.search(r"Ends At: +\d", done.stdout)
+        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is True
+        assert console("customer", "resume", customer_id).exit_code == 0
+        assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is False
+        assert console("customer", "resume", customer_id).exit_code == 1
+
+        code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
+        assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)
+        assert shop.plan_and_status(customer_id) == ("starter", "active")
+        assert terminal("customer", "deactivate", customer_id, typed="y\n")[0] == 0
+        assert shop.subscription(subscription_id)["status"] == "canceled"
+        assert "[y/N]" not in terminal("customer", "deactivate", customer_id)[1]

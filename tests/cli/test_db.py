@@ -230,7 +230,7 @@ class TestBackup:
         tables = counts(superuser_url)
         assert (tables["schema_migrations"], tables["customers"]) == (len(ALL), 0)
 
-    def test_an_existing_file_is_overwritten_only_on_yes(self, console, terminal, filled, tmp_path):
+    def test_a_file_is_overwritten_only_on_yes_and_a_pipe_never(self, console, terminal, filled, tmp_path):
         file = tmp_path / "billing.dump"
         file.write_text("yesterday's")
         code, screen = terminal("db", "backup", str(file), typed="n\n")
@@ -238,8 +238,6 @@ class TestBackup:
         assert terminal("db", "backup", str(file), typed="yes\n")[0] == 0
         assert file.read_bytes()[:5] == b"PGDMP"
         assert terminal("db", "backup", str(file), "--yes")[0] == 0
-
-    def test_a_device_or_pipe_is_not_replaced_by_a_backup(self, console, tmp_path):
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         refused = console("db", "backup", str(pipe))

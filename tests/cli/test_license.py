@@ -26,14 +26,21 @@ def test_revoke_history_reinstate(console, client, terminal):
     assert (code, f"Ada <ada@example.com> ({who})" in screen) == (1, True)
     assert client.get(path, headers=ADMIN).status_code == 200
 
-    assert console("license", "revoke", who, "--reason", "leaked").exit_code == 0
+    done = console("license", "revoke", who, "--reason", "leaked", "--json")
+    assert json.loads(done.stdout)["revoked"] is True
     assert client.get(path, headers=ADMIN).status_code == 403
+    for args, shown in ((["show", who], ""), (["verify", made["license"]], "❌ REVOKED")):
+        done = console("license", *args)
+        assert (done.exit_code, done.stdout.partition("\n")[0]) == (1, shown)
     done = console("license", "reinstate", who)
     token = client.get(path, headers=ADMIN).json["license"]
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, token)
     rows = [row for row in console("license", "history", who).stdout.splitlines() if who[:4] not in row]
     states = [row.rpartition("|")[2].strip() for row in rows if row.count("|") == 4]
     assert states == ["State", "current", "revoked"]
+    assert console("license", "revoke", who).exit_code == 0
+    back = json.loads(console("license", "reinstate", who, "--json").stdout)
+    assert back["license"] == client.get(path, headers=ADMIN).json["license"]
 
 
 def test_verify(app, console, client):

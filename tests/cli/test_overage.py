@@ -50,16 +50,13 @@ def test_switching_on_and_off_moves_the_limit_of_the_license(
     assert (refused.exit_code, refused.output) == (
         1, "Error: The cap is below the 10 devices that the plan includes.\n",
     )  # fmt: skip
+    refused = console("customer", "overage", subscriber, "--on", "--price", "100")
+    assert refused.exit_code == 1 and "divisible by 30" in refused.output
     assert console("customer", "overage", subscriber).exit_code == 2
     off = console("customer", "overage", subscriber, "--off", "--json")
     assert json.loads(off.output) == {"customerId": subscriber, "on": False, "cap": None}
     assert sql("SELECT overage_cap FROM customers")[0]["overage_cap"] is None
     assert console("customer", "overage", subscriber, "--off").exit_code == 1
-
-
-def test_an_own_price_is_of_whole_device_days(subscriber: str, console: Console):
-    refused = console("customer", "overage", subscriber, "--on", "--price", "100")
-    assert refused.exit_code == 1 and "divisible by 30" in refused.output
 
 
 def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callable[..., Any]):
@@ -87,9 +84,6 @@ def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callab
     assert (night["customers"], [d["state"] for d in night["waiting"]], night["failed"]) == (1, ["held"], {})
     assert console("usage", "overage", subscriber, "--day", day).exit_code == 2
     assert console("usage", "overage", subscriber, "--day", "2020-01-01", "--hold").exit_code == 1
-
-
-def test_nothing_late_is_said(subscriber: str, console: Console):
     late = console("usage", "bill-late", "--customer", subscriber, "--yes")
     assert (late.exit_code, late.output) == (0, "No day is late.\n")
 
