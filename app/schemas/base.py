@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
+from app.config import is_http_url
 from app.encoding import camel_case
 
 _RFC3339: Final = re.compile(
@@ -73,10 +73,9 @@ class Address(Text):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        if text != value or not text.isascii():
-            raise ValidationError("Not a valid email address.")
         local, _, domain = self._email(text).rpartition("@")
-        if "." not in domain or domain.startswith("[") or len(local) > 64:
+        is_plain = text == value and text.isascii() and not domain.startswith("[")
+        if not is_plain or "." not in domain or len(local) > 64:
             raise ValidationError("Not a valid email address.")
         return text
 
@@ -91,17 +90,7 @@ class Url(Text):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        try:
-            parts = urlsplit(text)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if (
-            not usable
-            or not text.isascii()
-            or re.search(r"[\s<>\"\\^`|]", text)
-            or parts.username is not None
-        ):
+        if not text.isascii() or re.search(r"[\s<>\"\\^`|]", text) or not is_http_url(text):
             raise ValidationError("Not a valid http(s) URL.")
         return text
 
