@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from app import auth
 from app.encoding import camel_case, read_json
-from app.errors import BadRequest, DomainError, Invalid, TooLarge, UnsupportedMediaType, http_error, invalid
+from app.errors import BadRequest, DomainError, Invalid, TooLarge, UnsupportedMediaType, invalid, refusal
 from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
@@ -179,4 +179,4 @@ class Api(flask_smorest.Api):
     DEFAULT_ERROR_RESPONSE_NAME = None  # every status that a route answers is documented by itself
 
     def handle_http_exception(self, error: HTTPException) -> Response:
-        return http_error(error)
+        return refusal(error)
