@@ -7,8 +7,8 @@ import time
 from enum import Enum
 from typing import Any, Final
 
-from flask import Flask, Response, current_app, g
-from limits import RateLimitItem, parse
+from flask import current_app, g
+from limits import parse
 from limits.errors import StorageError
 from limits.storage import MemoryStorage, Storage, storage_from_string
 from limits.strategies import FixedWindowRateLimiter
@@ -42,11 +42,8 @@ class RateLimiter:
     """Fixed windows: at most the given count within each whole period."""
 
     def __init__(self, settings: Settings) -> None:
-        storage = _storage(settings.ratelimit_storage_uri)
-        self._strategy = FixedWindowRateLimiter(storage)
-        self._items: dict[Limit, RateLimitItem] = {
-            limit: parse(getattr(settings, limit.value)) for limit in Limit
-        }
+        self._strategy = FixedWindowRateLimiter(_storage(settings.ratelimit_storage_uri))
+        self._items = {limit: parse(getattr(settings, limit.value)) for limit in Limit}
         self._paused_until = 0.0
 
     def hit(self, limit: Limit, key: str) -> None:
@@ -111,15 +108,3 @@ def _storage(uri: str) -> Storage:
         )
     except Exception:  # noqa: BLE001 - any error of the library; its text may show a part of the password
         raise ConfigError("RATELIMIT_STORAGE_URI: expected memory:// or redis://host:6379/0") from None
-
-
-def limit_rates(app: Flask, settings: Settings) -> None:
-    """Count, unless RATELIMIT_ENABLED is off, and state the count in each answer's headers."""
-    if not settings.ratelimit_enabled:
-        return
-    app.extensions["ratelimiter"] = RateLimiter(settings)
-
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(g.get("ratelimit", {}))
-        return response
