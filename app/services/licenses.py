@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def require_serving(
-    found: Row | None, customer_id: str, token: Token | None, *, renewing: bool = False
+    found: Row | None, customer_id: str, token: Token | None = None, *, renewing: bool = False
 ) -> Row:
     """The row `found` for a customer, if the license presented (None: an operator asks) serves.
 
-    It has `erased_at`, `license_known`, `license_revoked_at` and `tokens_revoked_at`. `renewing`: a license
-    that is not on record serves too, as it may be younger than the backup that was restored.
-    Raises NotFound for the customer, Unauthorized or Forbidden for the license.
+    With a license it has `license_known`, `license_revoked_at` and `tokens_revoked_at`. `renewing`: one that
+    is not on record serves too, as it may be younger than the backup that was restored.
+    Raises NotFound for a customer that is not there or erased, Unauthorized or Forbidden for the license.
     """
     if token is None:
         if found is None or found["erased_at"]:
@@ -68,7 +68,10 @@ def current_license(customer_id: str, presented: Token | None = None, *, renewin
     if is_current(found) and not is_older(found, presented):
         return found
     with db.transaction() as cur:
-        return renew_license(cur, customer_id, presented)
+        customer = lock_customer_or_404(cur, customer_id)
+        if customer["revoked_at"]:
+            raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
+        return issue_license(cur, customer, not_before=presented.issued_at if presented else None)
 
 
 def is_current(license_row: Row) -> bool:
@@ -92,20 +95,9 @@ def is_older(license_row: Row, presented: Token | None) -> bool:
     return presented is not None and license_row["issued_at"] < presented.issued_at
 
 
-def renew_license(cur: Cursor, customer_id: str, presented: Token | None = None) -> Row:
-    """Derive the entitlement again: the current license if it still matches, else a fresh one."""
-    customer = lock_customer_or_404(cur, customer_id)
-    if customer["revoked_at"]:
-        raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
-    return issue_license(cur, customer, not_before=presented.issued_at if presented else None)
-
-
 def lock_customer_or_404(cur: Cursor, customer_id: str) -> Row:
     """The row, locked until the transaction ends; NotFound, also for an erased customer."""
-    customer = customers.lock_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
-    return customer
+    return require_serving(customers.lock_customer(cur, customer_id), customer_id)
 
 
 def issue_license(
@@ -127,15 +119,10 @@ def issue_license(
         entitlement = entitle(customer, subscriptions.select_subscriptions(cur, [customer_id]), at)
     current = licenses.lock_current_license(cur, customer_id)
     # Instances refuse to go back to an older `iat`, also when our clock was set back.
-    newest = [licenses.select_last_issue(cur, customer_id), not_before]
-    issued_at = max([at, *filter(None, newest)])
-    expires_at = license_expiry(
-        entitlement,
-        issued_at,
-        validity_days=settings.license_validity_days,
-        grace_days=settings.license_grace_days,
-    ).replace(microsecond=0)
-    expires_at = max(issued_at, expires_at)
+    issued_at = max(filter(None, [at, licenses.select_last_issue(cur, customer_id), not_before]))
+    validity_days, grace_days = settings.license_validity_days, settings.license_grace_days
+    expires_at = license_expiry(entitlement, issued_at, validity_days=validity_days, grace_days=grace_days)
+    expires_at = max(issued_at, expires_at.replace(microsecond=0))
     claims = license_claims(
         customer,
         entitlement,
@@ -145,13 +132,13 @@ def issue_license(
         expires_at=expires_at,
     )
     if current:
-        # The claims spell unlimited as a number, the row does not.
-        is_same = (current["fingerprint"], current["device_limit"]) == (
-            fingerprint(claims),
-            entitlement.device_limit,
+        is_same = (
+            current["fingerprint"] == fingerprint(claims)
+            # The claims spell unlimited as a number, the row does not.
+            and current["device_limit"] == entitlement.device_limit
+            # A cancellation before the period's end changes no claim, yet shortens the license.
+            and current["expires_at"] <= expires_at
         )
-        # A cancellation before the period's end changes no claim, yet shortens the license.
-        is_same = is_same and current["expires_at"] <= expires_at
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
             licenses.confirm_license(cur, current["jti"], _plan_table())
             return current
@@ -290,10 +277,9 @@ def published_keys() -> list[PublicKey]:
     own = [key.public for key in _own_keys()]
     with db.statement() as cur:
         rows = licenses.select_published_keys(cur, now())
-        records = {key.kid: licenses.select_license_key(cur, key.kid) for key in own}
-    published = {row["kid"]: PublicKey(row["kid"], row["public_key"]) for row in rows}
-    for key in own:
-        record = records[key.kid]
-        if record is None or (key == own[0] and not record["removed_at"]):
-            published[key.kid] = key
+        published = {row["kid"]: PublicKey(row["kid"], row["public_key"]) for row in rows}
+        for key in own:
+            record = licenses.select_license_key(cur, key.kid)
+            if record is None or (key == own[0] and not record["removed_at"]):
+                published[key.kid] = key
     return list(published.values())
