@@ -14,7 +14,15 @@ from werkzeug.exceptions import HTTPException
 
 from app import auth
 from app.encoding import camel_case, read_json
-from app.errors import BadRequest, DomainError, Invalid, TooLarge, UnsupportedMediaType, invalid, refusal
+from app.errors import (
+    BadRequest,
+    DomainError,
+    TooLarge,
+    UnsupportedMediaType,
+    invalid,
+    invalid_field,
+    refusal,
+)
 from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
@@ -74,23 +82,6 @@ def _inflated(body: bytes, limit: int) -> bytes:
     return inflated
 
 
-def json_body(*, optional: bool) -> Any:
-    """The JSON body of this request; `{}` for an optional one that is absent or `null`.
-
-    Raises BadRequest, UnsupportedMediaType.
-    """
-    body = read_body()
-    if body and not request.is_json:
-        raise UnsupportedMediaType("Send the body as application/json.")
-    try:
-        given = read_json(body) if body else None
-    except ValueError:
-        raise BadRequest("The body is not valid JSON.") from None
-    if given is None and not optional:
-        raise BadRequest("A JSON body is needed.")
-    return {} if given is None else given
-
-
 class Parser(FlaskParser):
     """webargs' parser with our strict reading of body and query."""
 
@@ -105,13 +96,24 @@ class Parser(FlaskParser):
             raise
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        return json_body(optional=getattr(schema, "body_optional", False))
+        """`{}` for an optional body that is absent or `null`. Raises BadRequest, UnsupportedMediaType."""
+        body = read_body()
+        if body and not req.is_json:
+            raise UnsupportedMediaType("Send the body as application/json.")
+        try:
+            given = read_json(body) if body else None
+        except ValueError:
+            raise BadRequest("The body is not valid JSON.") from None
+        if given is not None:
+            return given
+        if getattr(schema, "body_optional", False):
+            return {}
+        raise BadRequest("A JSON body is needed.")
 
     def load_querystring(self, req: Request, schema: Schema) -> Mapping[str, str]:
         for name, values in req.args.lists():
             if len(values) > 1:
-                message = "Given more than once."
-                raise Invalid(f"{name}: given more than once", errors={"query": {name: [message]}})
+                raise invalid_field(name, "Given more than once.", location="query")
         return req.args.to_dict()
 
     def handle_error(self, error: ValidationError, *args: Any, **kwargs: Any) -> NoReturn:
@@ -140,7 +142,9 @@ class Blueprint(flask_smorest.Blueprint):
             parameters = getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
             places = {parameter["in"] for parameter in parameters}
             codes = {429, 503, *errors}
-            extra: dict[str, Any] = {"operationId": self._operation_id(view.__name__)}
+            # `create` of the blueprint `customers` is createCustomer; a name of several words stands alone.
+            name = view.__name__ if "_" in view.__name__ else f"{view.__name__}_{self.name.removesuffix('s')}"
+            extra: dict[str, Any] = {"operationId": camel_case(name)}
             if view.guard in ("admin", "own"):
                 codes |= {401, 403}
                 extra["security"] = [{"bearer": []}]
@@ -156,10 +160,6 @@ class Blueprint(flask_smorest.Blueprint):
             return register(self.doc(responses={c: _refusal(c) for c in sorted(codes)}, **extra)(view))
 
         return decorator
-
-    def _operation_id(self, view_name: str) -> str:
-        """`create` of the blueprint `customers` is createCustomer; a name of several words stands alone."""
-        return camel_case(view_name if "_" in view_name else f"{view_name}_{self.name.removesuffix('s')}")
 
 
 def _refusal(code: int) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def invalid(location: str, messages: Any) -> Invalid:
     return Invalid("Some fields are not as they should be; see errors.", errors={location: messages})
 
 
-def invalid_field(field: str, message: str) -> Invalid:
-    """A 422 for one field of the JSON body."""
-    return Invalid(f"{field}: {message}", errors={"json": {field: [message]}})
+def invalid_field(field: str, message: str, *, location: str = "json") -> Invalid:
+    """A 422 for one field, of the JSON body unless another `location` is given."""
+    return Invalid(f"{field}: {message}", errors={location: {field: [message]}})
 
 
 def register_error_handlers(app: Flask) -> None:

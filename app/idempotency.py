@@ -17,7 +17,7 @@ from app.api import read_body
 from app.context import now
 from app.db import Cursor
 from app.encoding import read_json
-from app.errors import Conflict, DomainError, Invalid, refusal
+from app.errors import Conflict, DomainError, invalid_field, refusal
 from app.extensions import db
 from app.queries import idempotency
 
@@ -126,8 +126,7 @@ def _body_hash() -> str:
 
 
 def _invalid(message: str) -> Any:
-    errors = {"headers": {"Idempotency-Key": [message]}}
-    return _not_kept(Invalid(f"Idempotency-Key: {message}", errors=errors))
+    return _not_kept(invalid_field("Idempotency-Key", message, location="headers"))
 
 
 def _not_kept(error: Any) -> Any:
