@@ -12,17 +12,8 @@ from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
-from app import auth
+from app import auth, errors
 from app.encoding import camel_case, read_json
-from app.errors import (
-    BadRequest,
-    DomainError,
-    TooLarge,
-    UnsupportedMediaType,
-    invalid,
-    invalid_field,
-    refusal,
-)
 from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
@@ -56,9 +47,9 @@ def read_body() -> bytes:
         except HTTPException:
             raise  # 413, or 400 for a body that ended early
         except (ParseException, OSError, ValueError):  # ill-formed chunks
-            raise BadRequest("The body cannot be read.") from None
+            raise errors.BadRequest("The body cannot be read.") from None
         if len(body) > limit:
-            raise TooLarge("The body is too large.")
+            raise errors.TooLarge("The body is too large.")
         g.body = _inflated(body, limit)
     return bytes(g.body)
 
@@ -69,16 +60,16 @@ def _inflated(body: bytes, limit: int) -> bytes:
     if coding in ("identity", ""):
         return body
     if coding not in _ZLIB_WINDOW:
-        raise UnsupportedMediaType("Send the body as it is, or compressed with gzip or deflate.")
+        raise errors.UnsupportedMediaType("Send the body as it is, or compressed with gzip or deflate.")
     inflater = zlib.decompressobj(_ZLIB_WINDOW[coding])
     try:
         inflated = inflater.decompress(body, limit + 1)
     except zlib.error:
-        raise BadRequest("The compressed body is damaged.") from None
+        raise errors.BadRequest("The compressed body is damaged.") from None
     if len(inflated) > limit:
-        raise TooLarge("The inflated body is too large.")
+        raise errors.TooLarge("The inflated body is too large.")
     if not inflater.eof or inflater.unused_data:
-        raise BadRequest("The compressed body is cut short, or has something behind its end.")
+        raise errors.BadRequest("The compressed body is cut short, or has something behind its end.")
     return inflated
 
 
@@ -90,7 +81,7 @@ class Parser(FlaskParser):
     def parse(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().parse(*args, **kwargs)
-        except (DomainError, HTTPException):
+        except (errors.DomainError, HTTPException):
             # Where a view's own statement checks the license: that comes before what is wrong with the body.
             auth.require_license_on_record()
             raise
@@ -99,26 +90,26 @@ class Parser(FlaskParser):
         """`{}` for an optional body that is absent or `null`. Raises BadRequest, UnsupportedMediaType."""
         body = read_body()
         if body and not req.is_json:
-            raise UnsupportedMediaType("Send the body as application/json.")
+            raise errors.UnsupportedMediaType("Send the body as application/json.")
         try:
             given = read_json(body) if body else None
         except ValueError:
-            raise BadRequest("The body is not valid JSON.") from None
+            raise errors.BadRequest("The body is not valid JSON.") from None
         if given is not None:
             return given
         if getattr(schema, "body_optional", False):
             return {}
-        raise BadRequest("A JSON body is needed.")
+        raise errors.BadRequest("A JSON body is needed.")
 
     def load_querystring(self, req: Request, schema: Schema) -> Mapping[str, str]:
         for name, values in req.args.lists():
             if len(values) > 1:
-                raise invalid_field(name, "Given more than once.", location="query")
+                raise errors.invalid_field(name, "Given more than once.", location="query")
         return req.args.to_dict()
 
     def handle_error(self, error: ValidationError, *args: Any, **kwargs: Any) -> NoReturn:
         (location, messages) = next(iter(error.messages.items()))  # type: ignore[union-attr]
-        raise invalid(location, messages) from None
+        raise errors.invalid(location, messages) from None
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -179,4 +170,4 @@ class Api(flask_smorest.Api):
     DEFAULT_ERROR_RESPONSE_NAME = None  # every status that a route answers is documented by itself
 
     def handle_http_exception(self, error: HTTPException) -> Response:
-        return refusal(error)
+        return errors.refusal(error)

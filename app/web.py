@@ -70,9 +70,7 @@ def _add_headers(app: Flask, settings: Settings) -> None:
     def add_headers(response: Response) -> Response:
         headers: Any = response.headers
         headers.setdefault("Cache-Control", "no-store")
-        headers.update(g.get("ratelimit", {}))
-        for name, value in fixed.items():
-            headers.add(name, value)
+        headers.extend(fixed | g.get("ratelimit", {}))
         if response.mimetype == "text/html":
             # The API page starts itself with an inline script and draws with inline styles.
             script = "'self' 'unsafe-inline'" if request.path.startswith("/docs") else "'none'"

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 from flask import has_request_context
@@ -81,13 +82,14 @@ def is_current(license_row: Row) -> bool:
         renews_at is not None
         and now() < renews_at
         and not license_row["recheck"]
-        and license_row["plan_table"] == _plan_table()
+        and license_row["plan_table"] == _plan_table(settings.license_issuer)
     )
 
 
-def _plan_table() -> str:
+@cache
+def _plan_table(issuer: str) -> str:
     """Identifies plan table and issuer: a license made from others is not handed out any more."""
-    return hashlib.sha256(f"{PLAN_TABLE} {settings.license_issuer}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{PLAN_TABLE} {issuer}".encode()).hexdigest()[:16]
 
 
 def is_older(license_row: Row, presented: Token | None) -> bool:
@@ -123,13 +125,9 @@ def issue_license(
     validity_days, grace_days = settings.license_validity_days, settings.license_grace_days
     expires_at = license_expiry(entitlement, issued_at, validity_days=validity_days, grace_days=grace_days)
     expires_at = max(issued_at, expires_at.replace(microsecond=0))
+    issuer, jti = settings.license_issuer, str(uuid.uuid4())
     claims = license_claims(
-        customer,
-        entitlement,
-        issuer=settings.license_issuer,
-        jti=str(uuid.uuid4()),
-        issued_at=issued_at,
-        expires_at=expires_at,
+        customer, entitlement, issuer=issuer, jti=jti, issued_at=issued_at, expires_at=expires_at
     )
     if current:
         is_same = (
@@ -140,7 +138,7 @@ def issue_license(
             and current["expires_at"] <= expires_at
         )
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
-            licenses.confirm_license(cur, current["jti"], _plan_table())
+            licenses.confirm_license(cur, current["jti"], _plan_table(issuer))
             return current
         licenses.supersede_license(cur, customer_id, at)
     key = signing_key()
@@ -148,9 +146,9 @@ def issue_license(
     issued = licenses.insert_license(
         cur,
         {
-            "jti": claims["jti"], "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
+            "jti": jti, "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
             "status": entitlement.status, "device_limit": entitlement.device_limit,
-            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": _plan_table(),
+            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": _plan_table(issuer),
             "issued_at": issued_at, "renews_at": issued_at + (expires_at - issued_at) / 2,
             "expires_at": expires_at,
         },
