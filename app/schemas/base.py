@@ -144,28 +144,23 @@ class CamelSchema(Schema):
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
-            return [self._written(row) for row in obj]
-        return self._written(obj)
-
-    def _written(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        written = {key: row[name] for name, key in self._names if name in row}
-        for key, schema, is_list in self._nested:
-            if written.get(key) is not None:
-                written[key] = schema.dump(written[key], many=is_list)
+            return [self.dump(row, many=False) for row in obj]
+        written = {}
+        for name, key, nested, is_list in self._members:
+            if name in obj:
+                value = obj[name]
+                written[key] = value if nested is None or value is None else nested.dump(value, many=is_list)
         return written
 
     @cached_property
-    def _names(self) -> list[tuple[str, str]]:
-        return [(field.attribute or name, field.data_key or name) for name, field in self.dump_fields.items()]
-
-    @cached_property
-    def _nested(self) -> list[tuple[str, Schema, bool]]:
+    def _members(self) -> list[tuple[str, str, Schema | None, bool]]:
+        """Of each field: its name in a row and in the answer, its nested schema, whether that is listed."""
         found = []
         for name, field in self.dump_fields.items():
             is_list = isinstance(field, fields.List)
             inner = field.inner if isinstance(field, fields.List) else field
-            if isinstance(inner, fields.Nested):
-                found.append((field.data_key or name, inner.schema, is_list))
+            nested = inner.schema if isinstance(inner, fields.Nested) else None
+            found.append((field.attribute or name, field.data_key or name, nested, is_list))
         return found
 
 
