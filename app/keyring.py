@@ -9,7 +9,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,6 @@ from app.licenses import InvalidKey, PublicKey, SigningKey, parse_private_key, p
 COMMAND_SECONDS: Final = 15
 CHECK_SECONDS: Final = 2
 """How often the key files are looked at, and a key that could not be loaded is tried again."""
-PUBLIC_KEY_SECONDS: Final = 60
 PUBLISHED_SECONDS: Final = 330
 """How long a new key is published before it signs: the JWK Set's max-age, and half a minute."""
 log = logging.getLogger(__name__)
@@ -36,7 +34,8 @@ class Keyring:
         self._failure = ConfigError("no signing key")
         self._loaded_from: object = None
         self._checked_at = float("-inf")
-        self._public: dict[str, tuple[PublicKey, float]] = {}
+        self.public_keys: dict[str, tuple[PublicKey, float]] = {}
+        """By id, those that were looked up, and when."""
 
     def signing_key(self) -> SigningKey:
         """The current one. Raises ConfigError, one plain line, when there is none or it cannot be used."""
@@ -67,20 +66,6 @@ class Keyring:
             self._failure = error
             if self._keys:
                 log.error("the changed key file cannot be used, the old key goes on signing: %s", error)
-
-    def public_key(self, kid: str, look_up: Callable[[str], PublicKey | None]) -> PublicKey | None:
-        """The key with this id; `look_up` asks the record for one not seen in the last minute."""
-        known, seen_at = self._public.get(kid, (None, 0.0))
-        if known and time.monotonic() - seen_at < PUBLIC_KEY_SECONDS:
-            return known
-        found = look_up(kid)
-        if found is None:
-            self._public.pop(kid, None)
-            return None
-        # Keep the parsed object: parsing costs more than a hundred verifications.
-        kept = known if known and known == found else found
-        self._public[kid] = (kept, time.monotonic())
-        return kept
 
 
 def load_signing_key(settings: Settings) -> SigningKey:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -29,6 +30,8 @@ from app.plans import PLAN_TABLE
 from app.queries import customers, licenses, subscriptions
 
 REVOCATION_LIST_HOURS: Final = 24
+PUBLIC_KEY_SECONDS: Final = 60
+"""How long a removed key may still be taken for a good one."""
 log = logging.getLogger(__name__)
 
 
@@ -221,16 +224,22 @@ def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
 
 def find_key(kid: str) -> PublicKey | None:
     """The public key of this id, unless it was removed: from the record, or from the key files."""
-    return keyring.public_key(kid, _look_up_key)
-
-
-def _look_up_key(kid: str) -> PublicKey | None:
+    known, seen_at = keyring.public_keys.get(kid, (None, 0.0))
+    if known and time.monotonic() - seen_at < PUBLIC_KEY_SECONDS:
+        return known
     with db.statement() as cur:
         row = licenses.select_license_key(cur, kid)
     if row:
-        return None if row["removed_at"] else PublicKey(kid, row["public_key"])
-    # After a restore the database may not know the latest keys.
-    return next((key.public for key in _own_keys() if key.public.kid == kid), None)
+        found = None if row["removed_at"] else PublicKey(kid, row["public_key"])
+    else:  # after a restore the database may not know the latest keys
+        found = next((key.public for key in _own_keys() if key.public.kid == kid), None)
+    if found is None:
+        keyring.public_keys.pop(kid, None)
+        return None
+    # Keep the parsed object: parsing costs more than a hundred verifications.
+    found = known if known and known == found else found
+    keyring.public_keys[kid] = (found, time.monotonic())
+    return found
 
 
 def verify(text: str) -> tuple[str, Token | None]:
