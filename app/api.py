@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 import flask_smorest
-from flask import Request, Response, g, request
+from flask import Request, g, request
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
@@ -168,6 +168,3 @@ class Api(flask_smorest.Api):
 
     ERROR_SCHEMA = ErrorSchema
     DEFAULT_ERROR_RESPONSE_NAME = None  # every status that a route answers is documented by itself
-
-    def handle_http_exception(self, error: HTTPException) -> Response:
-        return errors.refusal(error)

@@ -53,11 +53,8 @@ class Cursor(psycopg2.extensions.cursor):
 
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row, or None."""
-        self.execute(sql, params)
-        row = self.fetchone()
-        if row is None:
-            return None
-        return {column[0]: value for column, value in zip(self.description or (), row, strict=False)}
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
 
     def exactly_one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row:
         """The row of a statement that always returns one."""

@@ -126,8 +126,8 @@ def invalid_field(field: str, message: str, *, location: str = "json") -> Invali
 
 def register_error_handlers(app: Flask) -> None:
     """Give every failure of any route the shape that the contract promises."""
-
-    app.register_error_handler(DomainError, refusal)
+    for kind in (DomainError, HTTPException):
+        app.register_error_handler(kind, refusal)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

@@ -41,8 +41,8 @@ def add_web(app: Flask, settings: Settings) -> None:
     observe(app)
     if settings.ratelimit_enabled:
         app.extensions["ratelimiter"] = RateLimiter(settings)
-    errors.register_error_handlers(app)
     api = Api(app)
+    errors.register_error_handlers(app)  # instead of flask-smorest's
     for module in (customers, subscriptions, licenses, usage, overage, webhooks):
         api.register_blueprint(module.blp)
     for pages in (checkout, health):
