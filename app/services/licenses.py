@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
@@ -50,15 +50,16 @@ def require_serving(
         return found
     if found is None or found["erased_at"] or not (found["license_known"] or renewing):
         raise Unauthorized("This license is not on record.")
-    if found["license_revoked_at"] or (not found["license_known"] and _was_revoked(found, token)):
+    if _is_revoked(found, token):
         raise Forbidden("This license is revoked.")
     return found
 
 
-def _was_revoked(customer: Row, token: Token) -> bool:
-    """Whether a license that is not on record was issued before the customer's latest revocation."""
-    revoked_at: datetime | None = customer["tokens_revoked_at"]
-    return revoked_at is not None and token.issued_at <= revoked_at
+def _is_revoked(found: Row, token: Token) -> bool:
+    """Whether this license was revoked: itself, or not on record and issued before the latest revocation."""
+    if found["license_known"]:
+        return found["license_revoked_at"] is not None
+    return found["tokens_revoked_at"] is not None and token.issued_at <= found["tokens_revoked_at"]
 
 
 def current_license(customer_id: str, presented: Token | None = None, *, renewing: bool = False) -> Row:
@@ -252,9 +253,7 @@ def verify(text: str) -> tuple[str, Token | None]:
         found = licenses.select_license_state(cur, token.customer_id, token.jti)
     if found is None:
         return "MALFORMED", None
-    if found["erased_at"] or found["license_revoked_at"]:
-        return "REVOKED", token
-    if not found["license_known"] and _was_revoked(found, token):
+    if found["erased_at"] or _is_revoked(found, token):
         return "REVOKED", token
     if token.expires_at <= now():
         return "EXPIRED", token
@@ -276,7 +275,7 @@ def revocation_list() -> tuple[str, datetime]:
         "exp": int(expires_at.timestamp()),
         "revoked": revoked,
     }
-    return sign(claims, trusted_signing_key()), expires_at.astimezone(UTC)
+    return sign(claims, trusted_signing_key()), expires_at
 
 
 def published_keys() -> list[PublicKey]:
