@@ -69,8 +69,7 @@ def public_key() -> Row:
 @blp.response(200, schemas.JwksAnswer)
 def get_key_set() -> Response:
     """Every key that a living license may be signed with (RFC 7517)"""
-    answer = jsonify(keys=[key.as_jwk() for key in licenses.published_keys()])
-    return _cacheable(answer, seconds=300)
+    return _cacheable(jsonify(keys=[key.as_jwk() for key in licenses.published_keys()]))
 
 
 @blp.route("/api/licenses/revocations", methods=["GET"])
@@ -79,12 +78,12 @@ def get_key_set() -> Response:
 def list_revocations() -> Response:
     """The signed list of revoked licenses, to check offline"""
     token, expires_at = licenses.revocation_list()
-    return _cacheable(jsonify(revocations=token, expiresAt=expires_at), seconds=300)
+    return _cacheable(jsonify(revocations=token, expiresAt=expires_at))
 
 
-def _cacheable(response: Response, *, seconds: int) -> Response:
-    """With ETag and Cache-Control; 304 if the caller has it already."""
-    response.headers["Cache-Control"] = f"public, max-age={seconds}"
+def _cacheable(response: Response) -> Response:
+    """With ETag, good for five minutes; 304 if the caller has it already."""
+    response.headers["Cache-Control"] = "public, max-age=300"
     response.add_etag()
     response.make_conditional(request)
     return response

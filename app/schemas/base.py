@@ -1,7 +1,6 @@
 """What every schema shares: strict input in either spelling, UTC output. No database."""
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,8 +15,8 @@ _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
 _SNAKE: Final = re.compile(r"[a-z]+(_[a-z]+)+", re.ASCII)
-# What turns the text around it, or a line into two, wherever it is shown.
-_DECEIVING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+# Controls, halves of surrogate pairs, line separators, and what turns the text around it.
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 class InputSchema(Schema):
@@ -56,10 +55,8 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = str(super()._deserialize(value, attr, data, **kwargs)).strip()
-        if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text):
-            raise ValidationError("Contains characters that cannot be stored.")
-        if not _DECEIVING.isdisjoint(text):
-            raise ValidationError("Contains characters that turn text around.")
+        if _UNFIT.search(text):
+            raise ValidationError("Contains characters that cannot be stored, or turn text around.")
         return text
 
 
