@@ -25,22 +25,13 @@ if not is_reload:  # prometheus_client reads the variable when it is imported
     master_pid = os.getpid()
     atexit.register(lambda: os.getpid() == master_pid and shutil.rmtree(metrics_dir, ignore_errors=True))
 
-from flask import Flask
 from prometheus_client import multiprocess
 
 import app.stripe_gateway  # noqa: F401 - here, so that the workers share its memory
 import wsgi
 from app import create_app, migrations
-from app.config import KEEP_ALIVE_SECONDS, ConfigError, Settings, require_admin_key
+from app.config import KEEP_ALIVE_SECONDS, ConfigError
 from app.errors import Unavailable
-
-
-def checked_settings(app: Flask) -> Settings:
-    """The settings, if the web service can start with them. Raises ConfigError."""
-    settings: Settings = app.extensions["billing.settings"]
-    require_admin_key(settings)
-    app.extensions["billing.keyring"].signing_key()
-    return settings
 
 
 def listen_addresses(port: int) -> list[str]:
@@ -55,16 +46,17 @@ def listen_addresses(port: int) -> list[str]:
     return [ipv6, ipv4] if excludes_ipv4 else [ipv6]
 
 
-if is_reload:
-    try:
-        reloaded = create_app()
-        settings = checked_settings(reloaded)
-        wsgi.app = reloaded  # the next workers are forked with it
-    except ConfigError as error:
-        logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
-        settings = wsgi.app.extensions["billing.settings"]
-else:
-    settings = checked_settings(wsgi.app)
+settings = wsgi.app.extensions["billing.settings"]
+try:
+    loaded = create_app() if is_reload else wsgi.app
+    if not loaded.extensions["billing.settings"].admin_api_keys:
+        raise ConfigError("ADMIN_API_KEY: not set; expected one or several keys, comma-separated")
+    loaded.extensions["billing.keyring"].signing_key()
+    settings, wsgi.app = loaded.extensions["billing.settings"], loaded  # the next workers are forked with it
+except ConfigError as error:
+    if not is_reload:
+        raise
+    logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
 
 bind = listen_addresses(settings.port)
 # With a socket for each worker (reuse_port) Linux resets the connections that wait at a worker which ends,

@@ -6,15 +6,14 @@ from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 import flask_smorest
-from flask import Request, Response, g, request
+from flask import Request, g, request
 from gunicorn.http.errors import ParseException
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException
 
-from app import auth
+from app import auth, errors
 from app.encoding import camel_case, read_json
-from app.errors import BadRequest, DomainError, Invalid, TooLarge, UnsupportedMediaType, http_error, invalid
 from app.schemas.base import ErrorSchema
 
 BODY_LIMIT: Final = 64 * 1024
@@ -48,9 +47,9 @@ def read_body() -> bytes:
         except HTTPException:
             raise  # 413, or 400 for a body that ended early
         except (ParseException, OSError, ValueError):  # ill-formed chunks
-            raise BadRequest("The body cannot be read.") from None
+            raise errors.BadRequest("The body cannot be read.") from None
         if len(body) > limit:
-            raise TooLarge("The body is too large.")
+            raise errors.TooLarge("The body is too large.")
         g.body = _inflated(body, limit)
     return bytes(g.body)
 
@@ -61,34 +60,17 @@ def _inflated(body: bytes, limit: int) -> bytes:
     if coding in ("identity", ""):
         return body
     if coding not in _ZLIB_WINDOW:
-        raise UnsupportedMediaType("Send the body as it is, or compressed with gzip or deflate.")
+        raise errors.UnsupportedMediaType("Send the body as it is, or compressed with gzip or deflate.")
     inflater = zlib.decompressobj(_ZLIB_WINDOW[coding])
     try:
         inflated = inflater.decompress(body, limit + 1)
     except zlib.error:
-        raise BadRequest("The compressed body is damaged.") from None
+        raise errors.BadRequest("The compressed body is damaged.") from None
     if len(inflated) > limit:
-        raise TooLarge("The inflated body is too large.")
+        raise errors.TooLarge("The inflated body is too large.")
     if not inflater.eof or inflater.unused_data:
-        raise BadRequest("The compressed body is cut short, or has something behind its end.")
+        raise errors.BadRequest("The compressed body is cut short, or has something behind its end.")
     return inflated
-
-
-def json_body(*, optional: bool) -> Any:
-    """The JSON body of this request; `{}` for an optional one that is absent or `null`.
-
-    Raises BadRequest, UnsupportedMediaType.
-    """
-    body = read_body()
-    if body and not request.is_json:
-        raise UnsupportedMediaType("Send the body as application/json.")
-    try:
-        given = read_json(body) if body else None
-    except ValueError:
-        raise BadRequest("The body is not valid JSON.") from None
-    if given is None and not optional:
-        raise BadRequest("A JSON body is needed.")
-    return {} if given is None else given
 
 
 class Parser(FlaskParser):
@@ -99,24 +81,35 @@ class Parser(FlaskParser):
     def parse(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().parse(*args, **kwargs)
-        except (DomainError, HTTPException):
+        except (errors.DomainError, HTTPException):
             # Where a view's own statement checks the license: that comes before what is wrong with the body.
             auth.require_license_on_record()
             raise
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        return json_body(optional=getattr(schema, "body_optional", False))
+        """`{}` for an optional body that is absent or `null`. Raises BadRequest, UnsupportedMediaType."""
+        body = read_body()
+        if body and not req.is_json:
+            raise errors.UnsupportedMediaType("Send the body as application/json.")
+        try:
+            given = read_json(body) if body else None
+        except ValueError:
+            raise errors.BadRequest("The body is not valid JSON.") from None
+        if given is not None:
+            return given
+        if getattr(schema, "body_optional", False):
+            return {}
+        raise errors.BadRequest("A JSON body is needed.")
 
     def load_querystring(self, req: Request, schema: Schema) -> Mapping[str, str]:
         for name, values in req.args.lists():
             if len(values) > 1:
-                message = "Given more than once."
-                raise Invalid(f"{name}: given more than once", errors={"query": {name: [message]}})
+                raise errors.invalid_field(name, "Given more than once.", location="query")
         return req.args.to_dict()
 
     def handle_error(self, error: ValidationError, *args: Any, **kwargs: Any) -> NoReturn:
         (location, messages) = next(iter(error.messages.items()))  # type: ignore[union-attr]
-        raise invalid(location, messages) from None
+        raise errors.invalid(location, messages) from None
 
 
 class Blueprint(flask_smorest.Blueprint):
@@ -140,7 +133,9 @@ class Blueprint(flask_smorest.Blueprint):
             parameters = getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
             places = {parameter["in"] for parameter in parameters}
             codes = {429, 503, *errors}
-            extra: dict[str, Any] = {"operationId": self._operation_id(view.__name__)}
+            # `create` of the blueprint `customers` is createCustomer; a name of several words stands alone.
+            name = view.__name__ if "_" in view.__name__ else f"{view.__name__}_{self.name.removesuffix('s')}"
+            extra: dict[str, Any] = {"operationId": camel_case(name)}
             if view.guard in ("admin", "own"):
                 codes |= {401, 403}
                 extra["security"] = [{"bearer": []}]
@@ -156,10 +151,6 @@ class Blueprint(flask_smorest.Blueprint):
             return register(self.doc(responses={c: _refusal(c) for c in sorted(codes)}, **extra)(view))
 
         return decorator
-
-    def _operation_id(self, view_name: str) -> str:
-        """`create` of the blueprint `customers` is createCustomer; a name of several words stands alone."""
-        return camel_case(view_name if "_" in view_name else f"{view_name}_{self.name.removesuffix('s')}")
 
 
 def _refusal(code: int) -> dict[str, Any]:
@@ -177,6 +168,3 @@ class Api(flask_smorest.Api):
 
     ERROR_SCHEMA = ErrorSchema
     DEFAULT_ERROR_RESPONSE_NAME = None  # every status that a route answers is documented by itself
-
-    def handle_http_exception(self, error: HTTPException) -> Response:
-        return http_error(error)

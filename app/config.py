@@ -4,7 +4,6 @@ import fcntl
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +14,6 @@ from psycopg2.extensions import parse_dsn
 from app.plans import PAID_PLANS
 
 ROOT = Path(__file__).resolve().parent.parent
-MIN_SECRET_LENGTH = 8
 KEEP_ALIVE_SECONDS = 15
 
 
@@ -23,104 +21,75 @@ class ConfigError(SystemExit):
     """One plain line on stderr, exit code 1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting of the service; ``.env.example`` says what each means."""
-
-    database_url: str | None
-    data_dir: Path
-    embedded_postgres: bool
-    port: int
-    base_url: str
-    admin_api_keys: tuple[str, ...]
-    stripe_secret_key: str | None
-    stripe_webhook_secrets: tuple[str, ...]
-    stripe_prices: Mapping[tuple[str, str], str]
-    stripe_api_base: str | None
-    stripe_rate: int
-    stripe_tax: bool
-    overage: str
-    overage_discountable: bool
-    license_private_key_path: Path
-    license_public_key_path: Path
-    license_private_key: str | None
-    license_private_key_command: str | None
-    license_validity_days: int
-    license_grace_days: int
-    license_issuer: str
-    trial_days: int
-    ratelimit_enabled: bool
-    ratelimit_storage_uri: str
-    ratelimit_admin: str
-    ratelimit_license: str
-    ratelimit_address: str
-    ratelimit_failed_login: str
-    trusted_proxies: int
-    log_level: str
-    log_format: str
-    web_concurrency: int
-    web_threads: int
-
-
-def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the process environment over a running `make run` over ``.env`` (or just `environ`).
+    """Every setting of the service, read from `environ`; ``.env.example`` says what each means.
 
     Raises ConfigError naming the first setting that is malformed.
     """
-    if environ is None:
-        environ = environment()
-    env = _Reader(environ)
-    port = env.integer("PORT", 3100, 1, 65535)
-    private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
-    public_key_path = env.path("LICENSE_PUBLIC_KEY_PATH", "keys/public-key.pem")
-    if private_key_path == public_key_path:
-        raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {public_key_path} is LICENSE_PRIVATE_KEY_PATH too")
-    return Settings(
-        database_url=env.database_url("DATABASE_URL"),
-        data_dir=env.path("DATA_DIR", ".data"),
-        embedded_postgres=env.flag("EMBEDDED_POSTGRES", False),
-        port=port,
-        base_url=(env.url("BASE_URL") or f"http://localhost:{port}").rstrip("/"),
-        admin_api_keys=env.secrets("ADMIN_API_KEY"),
-        stripe_secret_key=env.stripe_key("STRIPE_SECRET_KEY"),
-        stripe_webhook_secrets=env.secrets("STRIPE_WEBHOOK_SECRET"),
-        stripe_prices={
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        env = _Reader(environ)
+        self.database_url = env.database_url("DATABASE_URL")
+        self.data_dir = env.path("DATA_DIR", ".data")
+        self.embedded_postgres = env.flag("EMBEDDED_POSTGRES", False)
+        self.port = env.integer("PORT", 3100, 1, 65535)
+        self.base_url = (env.url("BASE_URL") or f"http://localhost:{self.port}").rstrip("/")
+        self.admin_api_keys = env.secrets("ADMIN_API_KEY")
+        self.stripe_secret_key = env.stripe_key("STRIPE_SECRET_KEY")
+        self.stripe_webhook_secrets = env.secrets("STRIPE_WEBHOOK_SECRET")
+        self.stripe_prices = {
             (plan, interval): price
             for plan in PAID_PLANS
             for interval, suffix in (("month", ""), ("year", "_YEAR"))
             if (price := env.text(f"STRIPE_PRICE_{plan.upper()}{suffix}"))
-        },
-        stripe_api_base=env.url("STRIPE_API_BASE"),
-        stripe_rate=env.integer("STRIPE_RATE", 50, 1, 10_000),
-        stripe_tax=env.flag("STRIPE_TAX", False),
-        overage=env.choice("OVERAGE", "off", ("off", "shadow", "on")),
-        overage_discountable=env.flag("OVERAGE_DISCOUNTABLE", False),
-        license_private_key_path=private_key_path,
-        license_public_key_path=public_key_path,
-        license_private_key=env.text("LICENSE_PRIVATE_KEY"),
-        license_private_key_command=env.text("LICENSE_PRIVATE_KEY_COMMAND"),
-        license_validity_days=env.integer("LICENSE_VALIDITY_DAYS", 365, 1, 3650),
-        license_grace_days=env.integer("LICENSE_GRACE_DAYS", 7, 1, 365),
-        license_issuer=env.text("LICENSE_ISSUER") or "zemfyre-billing",
-        trial_days=env.integer("TRIAL_DAYS", 14, 1, 365),
-        ratelimit_enabled=env.flag("RATELIMIT_ENABLED", True),
-        ratelimit_storage_uri=env.text("RATELIMIT_STORAGE_URI") or "memory://",
-        ratelimit_admin=env.rate("RATELIMIT_ADMIN", "60000/minute"),
-        ratelimit_license=env.rate("RATELIMIT_LICENSE", "6000/minute"),
-        ratelimit_address=env.rate("RATELIMIT_ADDRESS", "1200/minute"),
-        ratelimit_failed_login=env.rate("RATELIMIT_FAILED_LOGIN", "300/minute"),
-        trusted_proxies=env.integer("TRUSTED_PROXIES", 0, 0, 10),
-        log_level=env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error")),
-        log_format=env.choice("LOG_FORMAT", "json", ("json", "text")),
-        web_concurrency=env.integer("WEB_CONCURRENCY", max(2, os.cpu_count() or 1), 1, 1000),
-        web_threads=env.integer("WEB_THREADS", 8, 1, 1000),
-    )
+        }
+        self.stripe_api_base = env.url("STRIPE_API_BASE")
+        self.stripe_rate = env.integer("STRIPE_RATE", 50, 1, 10_000)
+        self.stripe_tax = env.flag("STRIPE_TAX", False)
+        self.overage = env.choice("OVERAGE", "off", ("off", "shadow", "on"))
+        self.overage_discountable = env.flag("OVERAGE_DISCOUNTABLE", False)
+        self.license_private_key_path = env.path("LICENSE_PRIVATE_KEY_PATH", "keys/private-key.pem")
+        self.license_public_key_path = env.path("LICENSE_PUBLIC_KEY_PATH", "keys/public-key.pem")
+        if self.license_public_key_path == self.license_private_key_path:
+            path = self.license_public_key_path
+            raise ConfigError(f"LICENSE_PUBLIC_KEY_PATH: {path} is LICENSE_PRIVATE_KEY_PATH too")
+        self.license_private_key = env.text("LICENSE_PRIVATE_KEY")
+        self.license_private_key_command = env.text("LICENSE_PRIVATE_KEY_COMMAND")
+        self.license_validity_days = env.integer("LICENSE_VALIDITY_DAYS", 365, 1, 3650)
+        self.license_grace_days = env.integer("LICENSE_GRACE_DAYS", 7, 1, 365)
+        self.license_issuer = env.text("LICENSE_ISSUER") or "zemfyre-billing"
+        self.trial_days = env.integer("TRIAL_DAYS", 14, 1, 365)
+        self.ratelimit_enabled = env.flag("RATELIMIT_ENABLED", True)
+        self.ratelimit_storage_uri = env.text("RATELIMIT_STORAGE_URI") or "memory://"
+        self.ratelimit_admin = env.rate("RATELIMIT_ADMIN", "60000/minute")
+        self.ratelimit_license = env.rate("RATELIMIT_LICENSE", "6000/minute")
+        self.ratelimit_address = env.rate("RATELIMIT_ADDRESS", "1200/minute")
+        self.ratelimit_failed_login = env.rate("RATELIMIT_FAILED_LOGIN", "300/minute")
+        self.trusted_proxies = env.integer("TRUSTED_PROXIES", 0, 0, 10)
+        self.log_level = env.choice("LOG_LEVEL", "info", ("debug", "info", "warning", "error"))
+        self.log_format = env.choice("LOG_FORMAT", "json", ("json", "text"))
+        self.web_concurrency = env.integer("WEB_CONCURRENCY", max(2, os.cpu_count() or 1), 1, 1000)
+        self.web_threads = env.integer("WEB_THREADS", 8, 1, 1000)
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process, or of just `environ`. Raises ConfigError."""
+    return Settings(environment() if environ is None else environ)
 
 
 def environment() -> dict[str, str]:
     """The process environment, over what a running `make run` uses, over ``.env``."""
-    file, process = _dotenv(), dict(os.environ)
-    return file | _run_local(run_file(file | process)) | process
+    file, process = _dotenv(ROOT / ".env"), dict(os.environ)
+    running: dict[str, str] = {}
+    path = run_file(file | process)
+    try:
+        with open(path) as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        running = _dotenv(path)
+    except OSError:
+        pass  # none; one that can be locked was left behind by a `make run` that has ended
+    return file | running | process
 
 
 def run_file(environ: Mapping[str, str]) -> Path:
@@ -128,28 +97,21 @@ def run_file(environ: Mapping[str, str]) -> Path:
     return _Reader(environ).path("DATA_DIR", ".data") / "run.env"
 
 
-def _run_local(path: Path) -> dict[str, str]:
+def _dotenv(path: Path) -> dict[str, str]:
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
         return {k: v for k, v in dotenv_values(path).items() if v is not None}
-    except OSError:
-        pass
-    return {}  # none, or left behind by one that has ended
-
-
-def _dotenv() -> dict[str, str]:
-    try:
-        return {k: v for k, v in dotenv_values(ROOT / ".env").items() if v is not None}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f".env: cannot be read as UTF-8 text: {error}") from None
+        raise ConfigError(f"{path.name}: cannot be read as UTF-8 text: {error}") from None
 
 
-def require_admin_key(settings: Settings) -> None:
-    """The web service does not start without one; the console needs none."""
-    if not settings.admin_api_keys:
-        raise ConfigError("ADMIN_API_KEY: not set; expected one or several keys, comma-separated")
+def is_http_url(text: str) -> bool:
+    """Whether this is an absolute http(s) address without user or password."""
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return is_address and "@" not in parts.netloc
 
 
 class _Reader:
@@ -183,10 +145,9 @@ class _Reader:
 
     def secrets(self, name: str) -> tuple[str, ...]:
         keys = tuple(part.strip() for part in (self.text(name) or "").split(",") if part.strip())
-        if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
-            raise ConfigError(f"{name}: expected printable ASCII without spaces, comma-separated")
-        if any(len(key) < MIN_SECRET_LENGTH for key in keys):
-            raise ConfigError(f"{name}: each must have at least {MIN_SECRET_LENGTH} characters")
+        if not all(re.fullmatch("[!-~]{8,}", key) for key in keys):
+            expected = "each of 8 or more printable ASCII characters without spaces, comma-separated"
+            raise ConfigError(f"{name}: expected {expected}")
         return keys
 
     def stripe_key(self, name: str) -> str | None:
@@ -200,7 +161,7 @@ class _Reader:
 
     def url(self, name: str) -> str | None:
         text = self.text(name)
-        if text is not None and not _is_http_url(text):
+        if text is not None and (re.search(r"[\s?#]", text) or not is_http_url(text)):
             raise ConfigError(f"{name}: expected an http(s) URL without user, query or fragment")
         return text
 
@@ -217,17 +178,6 @@ class _Reader:
 
     def rate(self, name: str, default: str) -> str:
         text = self.text(name) or default
-        count, _, period = text.partition("/")
-        is_count = re.fullmatch(r"0*[1-9]\d{0,8}", count, re.ASCII)
-        if not is_count or period not in ("second", "minute", "hour", "day"):
+        if not re.fullmatch(r"0*[1-9]\d{0,8}/(second|minute|hour|day)", text, re.ASCII):
             raise ConfigError(f"{name}: {text!r} is not like 600/minute")
         return text
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        plain = "@" not in parts.netloc and not re.search(r"[\s?#]", text)
-        return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False

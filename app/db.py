@@ -53,11 +53,8 @@ class Cursor(psycopg2.extensions.cursor):
 
     def one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row | None:
         """The first row, or None."""
-        self.execute(sql, params)
-        row = self.fetchone()
-        if row is None:
-            return None
-        return {column[0]: value for column, value in zip(self.description or (), row, strict=False)}
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
 
     def exactly_one(self, sql: str, params: Mapping[str, Any] | None = None) -> Row:
         """The row of a statement that always returns one."""
@@ -100,7 +97,18 @@ class Database:
             connection.autocommit = False
             try:
                 with connection.cursor(cursor_factory=Cursor) as cur:
-                    set_audit_context(cur, action)
+                    cur.execute(
+                        """
+                        SELECT SET_CONFIG('billing.actor', %(actor)s, TRUE),
+                               SET_CONFIG('billing.request_id', %(request_id)s, TRUE),
+                               SET_CONFIG('billing.action', %(action)s, TRUE),
+                               SET_CONFIG('lock_timeout', %(lock_timeout)s, TRUE)
+                        """,
+                        {
+                            "actor": actor() or "", "request_id": request_id() or "",
+                            "action": action or "", "lock_timeout": f"{LOCK_SECONDS}s",
+                        },
+                    )  # fmt: skip
                     yield cur
                 connection.commit()
             finally:
@@ -170,7 +178,9 @@ class Database:
             if not connection.autocommit:
                 raise RuntimeError("a transaction is open in this thread: pass its cursor instead")
             # An idle connection has nothing to read; a readable one was closed by the server.
-            if not _is_readable(connection):
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            if not poll.poll(0):
                 return connection
             connection.close()
         connection = psycopg2.connect(
@@ -201,22 +211,6 @@ class Database:
             raise Unavailable("The database is not available. Try again shortly.") from error
 
 
-def set_audit_context(cur: Cursor, action: str | None = None) -> None:
-    """Name actor, request and action for the audit trigger, and bound waits for rows, in this transaction."""
-    cur.execute(
-        """
-        SELECT SET_CONFIG('billing.actor', %(actor)s, TRUE),
-               SET_CONFIG('billing.request_id', %(request_id)s, TRUE),
-               SET_CONFIG('billing.action', %(action)s, TRUE),
-               SET_CONFIG('lock_timeout', %(lock_timeout)s, TRUE)
-        """,
-        {
-            "actor": actor() or "", "request_id": request_id() or "", "action": action or "",
-            "lock_timeout": f"{LOCK_SECONDS}s",
-        },
-    )  # fmt: skip
-
-
 def lock(cur: Cursor, name: str, seconds: float) -> None:
     """Take the advisory lock `name` until the transaction ends. Raises Unavailable after `seconds`."""
     cur.execute("SELECT SET_CONFIG('lock_timeout', %(timeout)s, TRUE)", {"timeout": f"{seconds}s"})
@@ -236,9 +230,3 @@ def _has_ended(holder: str) -> bool:
     except PermissionError:  # somebody else's process: it lives
         pass
     return False
-
-
-def _is_readable(connection: psycopg2.extensions.connection) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))

@@ -1,7 +1,7 @@
 """JSON as we write it (compact, times as RFC 3339 in UTC) and as we read it (strictly). No database."""
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
@@ -45,11 +45,9 @@ def camel_case(name: str) -> str:
     return head + "".join(part.capitalize() for part in rest)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> str:
     """For `json.dumps`, what it does not know by itself."""
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    return value.isoformat() if isinstance(value, date) else str(value)
+    return rfc3339(value) if isinstance(value, datetime) else str(value)
 
 
 def rfc3339(moment: datetime) -> str:

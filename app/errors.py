@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flask import Flask, Response, g
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from app.encoding import json_answer
 
@@ -50,7 +50,6 @@ class PaymentRefused(DomainError):
 
     def __init__(self, message: str, *, url: str | None = None) -> None:
         super().__init__(message, errors={"payment": {"url": url}} if url else None)
-        self.url = url
 
 
 class Forbidden(DomainError):
@@ -120,41 +119,32 @@ def invalid(location: str, messages: Any) -> Invalid:
     return Invalid("Some fields are not as they should be; see errors.", errors={location: messages})
 
 
-def invalid_field(field: str, message: str) -> Invalid:
-    """A 422 for one field of the JSON body."""
-    return Invalid(f"{field}: {message}", errors={"json": {field: [message]}})
+def invalid_field(field: str, message: str, *, location: str = "json") -> Invalid:
+    """A 422 for one field, of the JSON body unless another `location` is given."""
+    return Invalid(f"{field}: {message}", errors={location: {field: [message]}})
 
 
 def register_error_handlers(app: Flask) -> None:
     """Give every failure of any route the shape that the contract promises."""
-
-    app.register_error_handler(DomainError, refusal)
+    for kind in (DomainError, HTTPException):
+        app.register_error_handler(kind, refusal)
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        about = {"request_id": g.get("request_id"), "error": type(error).__name__, "at": _where(error)}
+        # Where each step was, and no more: messages and whole traces may contain SQL, tokens or addresses.
+        frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+        at = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+        about = {"request_id": g.get("request_id"), "error": type(error).__name__, "at": at}
         log.error("unhandled error", extra=about)
         return error_response(500, "An error on our side; it is logged under this requestId.")
 
 
-def _where(error: Exception) -> list[str]:
-    """`file:line function` of each step: messages and whole traces may contain SQL, tokens or addresses."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-FRAMES:]]
-
-
 def refusal(error: DomainError | HTTPException) -> Response:
-    """The answer to either kind."""
-    if isinstance(error, HTTPException):
-        return http_error(error)
-    return error_response(error.code, error.message, error.errors, error.headers)
-
-
-def http_error(error: HTTPException) -> Response:
-    """Werkzeug's own errors (404, 405, 413 …) in the same shape."""
-    headers = {}
-    if error.code == 405 and getattr(error, "valid_methods", None):
-        headers["Allow"] = ", ".join(error.valid_methods)  # type: ignore[attr-defined]
+    """The answer to a refusal of ours, or of Werkzeug's (404, 405, 413 …)."""
+    if isinstance(error, DomainError):
+        return error_response(error.code, error.message, error.errors, error.headers)
+    methods = error.valid_methods if isinstance(error, MethodNotAllowed) else None
+    headers = {"Allow": ", ".join(methods)} if methods else {}
     return error_response(error.code or 500, error.description or "", headers=headers)
 
 

@@ -17,7 +17,7 @@ from app.api import read_body
 from app.context import now
 from app.db import Cursor
 from app.encoding import read_json
-from app.errors import Conflict, DomainError, Invalid, refusal
+from app.errors import Conflict, DomainError, invalid_field, refusal
 from app.extensions import db
 from app.queries import idempotency
 
@@ -40,63 +40,54 @@ def idempotent(view: View | None = None, *, route: str | None = None, in_transac
     """
     if view is None:
         return lambda view: idempotent(view, route=route, in_transaction=in_transaction)
-    run = _run_in_transaction if in_transaction else _run_with_claim
 
     @wraps(view)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         key = request.headers.get("Idempotency-Key")
         if key is None:
-            return run(None, "", view, args, kwargs)
+            if not in_transaction:
+                return view(*args, **kwargs)
+            with db.transaction() as cur:
+                return view(*args, cur=cur, **kwargs)
         if not _KEY.fullmatch(key):
             raise _invalid("Expected 1 to 255 printable ASCII characters without spaces.")
         auth.require_license_on_record()  # not left to the view, which does not run when an answer is kept
         slot = {"caller": g.actor, "route": route or request.path, "key": key}
         body_hash = _body_hash()
         try:
-            return run(slot, body_hash, view, args, kwargs)
+            if not in_transaction:
+                return _run_with_claim(slot, body_hash, lambda: view(*args, **kwargs))
+            with db.transaction() as cur:
+                kept = _take(cur, slot, body_hash)
+                return kept or _keep(cur, slot, body_hash, view(*args, cur=cur, **kwargs))
         except (DomainError, HTTPException) as error:
             code = error.code or 500
             if code >= 500 or code in _NOT_KEPT or getattr(error, "not_kept", False):
                 raise
-            response = refusal(error)
             with db.transaction() as cur:
-                _keep(cur, slot, body_hash, response)
-            return response
+                return _keep(cur, slot, body_hash, refusal(error))
 
     wrapper.takes_idempotency_key = True  # type: ignore[attr-defined]
     return wrapper
 
 
-def _run_in_transaction(slot: Slot | None, body_hash: str, view: View, args: Any, kwargs: Any) -> Any:
+def _run_with_claim(slot: Slot, body_hash: str, run: Callable[[], Any]) -> Response:
     with db.transaction() as cur:
-        if slot is None:
-            return view(*args, cur=cur, **kwargs)
-        kept = _claim(cur, slot, body_hash)
-        if kept is None:
-            kept = make_response(view(*args, cur=cur, **kwargs))
-            _keep(cur, slot, body_hash, kept)
-        return kept
-
-
-def _run_with_claim(slot: Slot | None, body_hash: str, view: View, args: Any, kwargs: Any) -> Any:
-    if slot is None:
-        return view(*args, **kwargs)
-    with db.transaction() as cur:
-        kept = _claim(cur, slot, body_hash)
-        if kept is not None:
+        kept = _take(cur, slot, body_hash)
+        if kept:
             return kept
         idempotency.upsert_answer(cur, **slot, body_hash=body_hash, status_code=None, response=None)
     try:
-        response = make_response(view(*args, **kwargs))
+        answer = run()
         with db.transaction() as cur:
-            _keep(cur, slot, body_hash, response)
-        return response
-    finally:
+            return _keep(cur, slot, body_hash, answer)
+    except BaseException:
         with suppress(DomainError), db.transaction() as cur:
             idempotency.delete_claim(cur, **slot)
+        raise
 
 
-def _claim(cur: Cursor, slot: Slot, body_hash: str) -> Response | None:
+def _take(cur: Cursor, slot: Slot, body_hash: str) -> Response | None:
     """The answer that was kept, or None: then the key is this request's, until the transaction ends.
 
     Raises Conflict while another request has it, Invalid when it was used with another body.
@@ -115,12 +106,15 @@ def _claim(cur: Cursor, slot: Slot, body_hash: str) -> Response | None:
     return None
 
 
-def _keep(cur: Cursor, slot: Slot, body_hash: str, response: Response) -> None:
+def _keep(cur: Cursor, slot: Slot, body_hash: str, answer: Any) -> Response:
+    """Put the first answer on record, unless there is one, and return it."""
+    response = make_response(answer)
     text = response.get_data(as_text=True)
     idempotency.upsert_answer(
         cur, **slot, body_hash=body_hash, status_code=response.status_code, response=text
     )
     idempotency.delete_old_answers(cur)
+    return response
 
 
 def _body_hash() -> str:
@@ -131,10 +125,8 @@ def _body_hash() -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def _invalid(message: str) -> Invalid:
-    errors = {"headers": {"Idempotency-Key": [message]}}
-    error: Invalid = _not_kept(Invalid(f"Idempotency-Key: {message}", errors=errors))
-    return error
+def _invalid(message: str) -> Any:
+    return _not_kept(invalid_field("Idempotency-Key", message, location="headers"))
 
 
 def _not_kept(error: Any) -> Any:

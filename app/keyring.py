@@ -1,7 +1,6 @@
 """Where the license keys are: the signing key from command, environment or file; public keys on record."""
 
 import base64
-import binascii
 import logging
 import os
 import shlex
@@ -10,7 +9,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,7 +19,6 @@ from app.licenses import InvalidKey, PublicKey, SigningKey, parse_private_key, p
 COMMAND_SECONDS: Final = 15
 CHECK_SECONDS: Final = 2
 """How often the key files are looked at, and a key that could not be loaded is tried again."""
-PUBLIC_KEY_SECONDS: Final = 60
 PUBLISHED_SECONDS: Final = 330
 """How long a new key is published before it signs: the JWK Set's max-age, and half a minute."""
 log = logging.getLogger(__name__)
@@ -34,10 +31,11 @@ class Keyring:
         self._settings = settings
         self._lock = threading.Lock()
         self._keys: list[SigningKey] = []
-        self._failure: ConfigError | None = None
+        self._failure = ConfigError("no signing key")
         self._loaded_from: object = None
         self._checked_at = float("-inf")
-        self._public: dict[str, tuple[PublicKey, float]] = {}
+        self.public_keys: dict[str, tuple[PublicKey, float]] = {}
+        """By id, those that were looked up, and when."""
 
     def signing_key(self) -> SigningKey:
         """The current one. Raises ConfigError, one plain line, when there is none or it cannot be used."""
@@ -50,33 +48,24 @@ class Keyring:
                 self._load_if_changed()
                 self._checked_at = time.monotonic()
             if not self._keys:
-                raise self._failure or ConfigError("no signing key")
+                raise self._failure
             return self._keys
 
     def _load_if_changed(self) -> None:
-        source = _source(self._settings)
+        settings, source = self._settings, None
+        if self._keys and key_is_elsewhere(settings):
+            return
+        with suppress(OSError):
+            info = settings.license_private_key_path.stat()
+            source = info.st_mtime_ns, info.st_ino, _waits_for_caches(settings)
         if self._keys and source == self._loaded_from:
             return
         try:
-            self._keys, self._loaded_from = load_keys(self._settings), source
+            self._keys, self._loaded_from = load_keys(settings), source
         except ConfigError as error:
             self._failure = error
             if self._keys:
                 log.error("the changed key file cannot be used, the old key goes on signing: %s", error)
-
-    def public_key(self, kid: str, look_up: Callable[[str], PublicKey | None]) -> PublicKey | None:
-        """The key with this id; `look_up` asks the record for one not seen in the last minute."""
-        known = self._public.get(kid)
-        if known and time.monotonic() - known[1] < PUBLIC_KEY_SECONDS:
-            return known[0]
-        found = look_up(kid)
-        if found is None:
-            self._public.pop(kid, None)
-            return None
-        # Keep the parsed object: parsing costs more than a hundred verifications.
-        kept = known[0] if known and known[0] == found else found
-        self._public[kid] = (kept, time.monotonic())
-        return kept
 
 
 def load_signing_key(settings: Settings) -> SigningKey:
@@ -89,15 +78,13 @@ def load_keys(settings: Settings) -> list[SigningKey]:
 
     Raises ConfigError with one line that names the setting.
     """
-    if settings.license_private_key_command:
-        name = "LICENSE_PRIVATE_KEY_COMMAND"
-        return [_parse(name, _decode(name, _run(name, settings.license_private_key_command)))]
-    if settings.license_private_key:
-        return [_parse("LICENSE_PRIVATE_KEY", _decode("LICENSE_PRIVATE_KEY", settings.license_private_key))]
-    newest = newest_key(settings)
-    waits = _waits_for_caches(settings)
+    source = key_is_elsewhere(settings)
+    if source:
+        command = settings.license_private_key_command
+        return [_parse(source, _run(source, command) if command else settings.license_private_key or "")]
+    newest, waits = newest_key(settings), _waits_for_caches(settings)
     try:
-        previous = _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(previous_key_path(settings)))
+        previous = _read_private(previous_key_path(settings))
     except ConfigError:
         if waits:
             raise
@@ -108,7 +95,7 @@ def load_keys(settings: Settings) -> list[SigningKey]:
 def newest_key(settings: Settings) -> SigningKey:
     """The key of LICENSE_PRIVATE_KEY_PATH, which may have to wait until it signs. Raises ConfigError."""
     private, public = settings.license_private_key_path, settings.license_public_key_path
-    key = _parse("LICENSE_PRIVATE_KEY_PATH", _read_private(private))
+    key = _read_private(private)
     try:
         kid = parse_public_key(public.read_bytes()).kid
     except FileNotFoundError:
@@ -142,7 +129,7 @@ def write_key_files(settings: Settings, pem: bytes, *, keep_previous: bool = Fal
     With `keep_previous` the key that is there goes on signing until the new one was published long enough.
     Raises ConfigError when a file cannot be written.
     """
-    key, path = _parse("new key", pem), settings.license_private_key_path
+    key, path = parse_private_key(pem), settings.license_private_key_path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         settings.license_public_key_path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,16 +144,6 @@ def write_key_files(settings: Settings, pem: bytes, *, keep_previous: bool = Fal
     return key
 
 
-def _source(settings: Settings) -> object:
-    """What the signing key was loaded from: it changes when the key has to be loaded again."""
-    if key_is_elsewhere(settings):
-        return "settings"
-    with suppress(OSError):
-        info = settings.license_private_key_path.stat()
-        return info.st_mtime_ns, info.st_ino, _waits_for_caches(settings)
-    return None
-
-
 def _waits_for_caches(settings: Settings) -> bool:
     """Whether the newest key is published, but caches of the JWK Set may not have it yet."""
     if not previous_key_path(settings).exists():
@@ -175,31 +152,29 @@ def _waits_for_caches(settings: Settings) -> bool:
     return 0 <= age < PUBLISHED_SECONDS
 
 
-def _parse(source: str, pem: bytes) -> SigningKey:
-    try:
-        return parse_private_key(pem)
-    except InvalidKey as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path) -> SigningKey:
     try:
         if path.stat().st_mode & stat.S_IRWXO:
             raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path} is open to everyone; run: chmod 600 {path}")
-        return path.read_bytes()
+        return parse_private_key(path.read_bytes())
+    except InvalidKey as error:
+        raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {error}") from None
     except OSError as error:
         hint = "; run: flask keys generate" if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path}: {error.strerror}{hint}") from None
 
 
-def _decode(name: str, text: str) -> bytes:
+def _parse(name: str, text: str) -> SigningKey:
     """PEM as it is, on one line with ``\\n`` for line ends, or in base64."""
     text = text.strip().strip('"').replace("\\n", "\n")
-    if text.startswith("-----BEGIN"):
-        return text.encode()
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
+        is_pem = text.startswith("-----BEGIN")
+        return parse_private_key(
+            text.encode() if is_pem else base64.b64decode("".join(text.split()), validate=True)
+        )
+    except InvalidKey as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except ValueError:
         raise ConfigError(f"{name}: neither PEM nor base64 of PEM") from None
 
 

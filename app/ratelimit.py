@@ -5,13 +5,12 @@ import math
 import threading
 import time
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
-from flask import Flask, Response, current_app, g
-from limits import RateLimitItem, parse
+from flask import current_app, g
+from limits import parse
 from limits.errors import StorageError
-from limits.storage import MemoryStorage, Storage, storage_from_string
-from limits.strategies import FixedWindowRateLimiter
+from limits.storage import Storage, storage_from_string
 
 from app.config import ConfigError, Settings
 from app.errors import TooManyRequests
@@ -42,11 +41,8 @@ class RateLimiter:
     """Fixed windows: at most the given count within each whole period."""
 
     def __init__(self, settings: Settings) -> None:
-        storage = _storage(settings.ratelimit_storage_uri)
-        self._strategy = FixedWindowRateLimiter(storage)
-        self._items: dict[Limit, RateLimitItem] = {
-            limit: parse(getattr(settings, limit.value)) for limit in Limit
-        }
+        self._storage = _storage(settings.ratelimit_storage_uri)
+        self._items = {limit: parse(getattr(settings, limit.value)) for limit in Limit}
         self._paused_until = 0.0
 
     def hit(self, limit: Limit, key: str) -> None:
@@ -54,52 +50,54 @@ class RateLimiter:
         if time.monotonic() < self._paused_until:
             return
         item = self._items[limit]
+        name = item.key_for(limit.name, key)
         try:
-            allowed = self._strategy.hit(item, limit.name, key)
-            window = self._strategy.get_window_stats(item, limit.name, key)
+            count = self._storage.incr(name, item.get_expiry())
+            ends_at = self._storage.get_expiry(name)
         except StorageError as error:
             self._paused_until = time.monotonic() + PAUSE_SECONDS
-            log.error(
-                "rate limits are not counted for %d s: %s", PAUSE_SECONDS, type(error.storage_error).__name__
-            )
+            reason = type(error.storage_error).__name__
+            log.error("rate limits are not counted for %d s: %s", PAUSE_SECONDS, reason)
             return
-        reset = max(1, math.ceil(window.reset_time - time.time()))
+        reset = max(1, math.ceil(ends_at - time.time()))
         g.ratelimit = {
             "RateLimit-Limit": str(item.amount),
-            "RateLimit-Remaining": str(max(0, window.remaining)),
+            "RateLimit-Remaining": str(max(0, item.amount - count)),
             "RateLimit-Reset": str(reset),
         }
-        if not allowed:
+        if count > item.amount:
             raise TooManyRequests("Too many requests. Try again later.", retry_after=reset)
 
 
-class ProcessStorage(MemoryStorage):
-    """Counts of this process, the old ones forgotten once a minute.
+class ProcessStorage:
+    """Counts of this process, with the two methods of the library's storages that are used here.
 
-    The library's own starts a thread for that at nearly every hit, which takes 0.15 ms, and walks through all
-    counts each time.
+    The library's own starts a thread at nearly every hit, which takes 0.15 ms, to walk through all counts.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        self.windows: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         self._forgets_at = 0.0
 
-    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+    def incr(self, key: str, expiry: int) -> int:
+        """Count one more in the window, which `expiry` seconds from its first count ends."""
         at = time.time()
         with self._lock:
             if at >= self._forgets_at:
-                for name, ends_at in list(self.expirations.items()):
-                    if ends_at <= at:
-                        self.clear(name)
+                self.windows = {name: window for name, window in self.windows.items() if window[1] > at}
                 self._forgets_at = at + FORGET_SECONDS
-            if self.get(key) == 0:
-                self.expirations[key] = at + expiry
-            self.storage[key] += amount
-            return self.storage[key]
+            count, ends_at = self.windows.get(key, (0, 0.0))
+            window = (count + 1, ends_at) if ends_at > at else (1, at + expiry)
+            self.windows[key] = window
+            return window[0]
+
+    def get_expiry(self, key: str) -> float:
+        """When the window ends, or 0 if another thread has forgotten it since."""
+        return self.windows.get(key, (0, 0.0))[1]
 
 
-def _storage(uri: str) -> Storage:
+def _storage(uri: str) -> Storage | ProcessStorage:
     """In memory, or Redis. One that hangs must not take every thread with it, hence the timeouts."""
     if uri == "memory://":
         return ProcessStorage()
@@ -111,15 +109,3 @@ def _storage(uri: str) -> Storage:
         )
     except Exception:  # noqa: BLE001 - any error of the library; its text may show a part of the password
         raise ConfigError("RATELIMIT_STORAGE_URI: expected memory:// or redis://host:6379/0") from None
-
-
-def limit_rates(app: Flask, settings: Settings) -> None:
-    """Count, unless RATELIMIT_ENABLED is off, and state the count in each answer's headers."""
-    if not settings.ratelimit_enabled:
-        return
-    app.extensions["ratelimiter"] = RateLimiter(settings)
-
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(g.get("ratelimit", {}))
-        return response

@@ -1,9 +1,9 @@
 """Everything that answers HTTP, put onto an application: logs, limits, errors, blueprints, headers."""
 
 import logging.config
-from typing import Any, Final
+from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from flask_swagger_ui import get_swaggerui_blueprint
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -13,13 +13,7 @@ from app.blueprints import checkout, customers, health, licenses, overage, subsc
 from app.config import KEEP_ALIVE_SECONDS, Settings
 from app.encoding import JsonProvider
 from app.observe import logging_config, observe
-from app.ratelimit import limit_rates
-
-SECURITY_SCHEME: Final = {
-    "bearer": {
-        "type": "http", "scheme": "bearer", "description": "An admin key, or a customer's own license.",
-    }
-}  # fmt: skip
+from app.ratelimit import RateLimiter
 
 
 def add_web(app: Flask, settings: Settings) -> None:
@@ -27,6 +21,7 @@ def add_web(app: Flask, settings: Settings) -> None:
     logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
     app.json = JsonProvider(app)
     app.url_map.merge_slashes = False  # which redirects to any Host that the caller names
+    bearer = {"type": "http", "scheme": "bearer", "description": "An admin key, or a customer's own license."}
     app.config.update(
         MAX_CONTENT_LENGTH=LONG_BODY_LIMIT,
         API_TITLE="Zemfyre billing control plane",
@@ -37,16 +32,17 @@ def add_web(app: Flask, settings: Settings) -> None:
         API_SPEC_OPTIONS={
             "info": {"description": "Customers, subscriptions, licenses and usage of the IoT platform."},
             "servers": [{"url": settings.base_url}],
-            "components": {"securitySchemes": SECURITY_SCHEME},
+            "components": {"securitySchemes": {"bearer": bearer}},
         },
     )
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
     observe(app)
-    limit_rates(app, settings)
-    errors.register_error_handlers(app)
+    if settings.ratelimit_enabled:
+        app.extensions["ratelimiter"] = RateLimiter(settings)
     api = Api(app)
+    errors.register_error_handlers(app)  # instead of flask-smorest's
     for module in (customers, subscriptions, licenses, usage, overage, webhooks):
         api.register_blueprint(module.blp)
     for pages in (checkout, health):
@@ -57,10 +53,10 @@ def add_web(app: Flask, settings: Settings) -> None:
     app.add_url_rule("/docs", "swagger_ui.show")
     for endpoint in ("swagger_ui.show", "api-docs.openapi_json"):
         app.view_functions[endpoint] = auth.public(app.view_functions[endpoint])
-    _add_security_headers(app, settings)
+    _add_headers(app, settings)
 
 
-def _add_security_headers(app: Flask, settings: Settings) -> None:
+def _add_headers(app: Flask, settings: Settings) -> None:
     fixed = {
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
@@ -74,8 +70,7 @@ def _add_security_headers(app: Flask, settings: Settings) -> None:
     def add_headers(response: Response) -> Response:
         headers: Any = response.headers
         headers.setdefault("Cache-Control", "no-store")
-        for name, value in fixed.items():
-            headers.add(name, value)
+        headers.extend(fixed | g.get("ratelimit", {}))
         if response.mimetype == "text/html":
             # The API page starts itself with an inline script and draws with inline styles.
             script = "'self' 'unsafe-inline'" if request.path.startswith("/docs") else "'none'"

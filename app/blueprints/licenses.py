@@ -8,16 +8,7 @@ from app.api import Blueprint
 from app.auth import admin, caller, own, public
 from app.db import Row
 from app.licenses import ALGORITHM
-from app.schemas.licenses import (
-    JwksAnswer,
-    LicenseAnswer,
-    PublicKeyAnswer,
-    RevocationAnswer,
-    RevocationsAnswer,
-    RevokeRequest,
-    VerifyAnswer,
-    VerifyRequest,
-)
+from app.schemas import licenses as schemas
 from app.schemas.subscriptions import EmptyRequest
 from app.services import licenses
 
@@ -26,7 +17,7 @@ blp = Blueprint("licenses", __name__, description="What they may use, in a signe
 
 @blp.route("/api/licenses/<customer_id>", methods=["GET"])
 @own(allow_expired=True, checked_by_query=True)
-@blp.response(200, LicenseAnswer)
+@blp.response(200, schemas.LicenseAnswer)
 def show(customer_id: str) -> Row:
     """Hand out the current license"""
     current = licenses.current_license(customer_id, caller().license, renewing=True)
@@ -36,27 +27,27 @@ def show(customer_id: str) -> Row:
 
 @blp.route("/api/licenses/<customer_id>/revoke", methods=["POST"])
 @admin
-@blp.arguments(RevokeRequest)
-@blp.response(200, RevocationAnswer)
+@blp.arguments(schemas.RevokeRequest)
+@blp.response(200, schemas.RevocationAnswer)
 def revoke(body: dict[str, Any], customer_id: str) -> Row:
     """Revoke every license of a customer, and issue none until reinstated"""
-    return _standing(licenses.revoke(customer_id, body["reason"]))
+    return licenses.revoke(customer_id, body["reason"]) | {"revoked": True}
 
 
 @blp.route("/api/licenses/<customer_id>/reinstate", methods=["POST"])
 @admin
 @blp.arguments(EmptyRequest)
-@blp.response(200, RevocationAnswer)
+@blp.response(200, schemas.RevocationAnswer)
 def reinstate(_body: dict[str, Any], customer_id: str) -> Row:
     """Issue licenses again, beginning with a new one"""
     customer, license_row, _ = licenses.reinstate(customer_id)
-    return _standing(customer) | {"license": license_row["token"]}
+    return customer | {"revoked": False, "license": license_row["token"]}
 
 
 @blp.route("/api/licenses/verify", methods=["POST"])
 @public
-@blp.arguments(VerifyRequest)
-@blp.response(200, VerifyAnswer)
+@blp.arguments(schemas.VerifyRequest)
+@blp.response(200, schemas.VerifyAnswer)
 def verify(body: dict[str, Any]) -> Row:
     """Check a license: whether it is valid, and if not, why"""
     code, token = licenses.verify(body["license"])
@@ -66,7 +57,7 @@ def verify(body: dict[str, Any]) -> Row:
 
 @blp.route("/api/licenses/public-key", methods=["GET"])
 @public
-@blp.response(200, PublicKeyAnswer)
+@blp.response(200, schemas.PublicKeyAnswer)
 def public_key() -> Row:
     """The key that signs now"""
     key = licenses.trusted_signing_key().public
@@ -75,35 +66,24 @@ def public_key() -> Row:
 
 @blp.route("/.well-known/jwks.json", methods=["GET"])
 @public
-@blp.response(200, JwksAnswer)
+@blp.response(200, schemas.JwksAnswer)
 def get_key_set() -> Response:
     """Every key that a living license may be signed with (RFC 7517)"""
-    answer = jsonify(keys=[key.as_jwk() for key in licenses.published_keys()])
-    return _cacheable(answer, seconds=300)
+    return _cacheable(jsonify(keys=[key.as_jwk() for key in licenses.published_keys()]))
 
 
 @blp.route("/api/licenses/revocations", methods=["GET"])
 @public
-@blp.response(200, RevocationsAnswer)
+@blp.response(200, schemas.RevocationsAnswer)
 def list_revocations() -> Response:
     """The signed list of revoked licenses, to check offline"""
     token, expires_at = licenses.revocation_list()
-    return _cacheable(jsonify(revocations=token, expiresAt=expires_at), seconds=300)
+    return _cacheable(jsonify(revocations=token, expiresAt=expires_at))
 
 
-def _cacheable(response: Response, *, seconds: int) -> Response:
-    """With ETag and Cache-Control; 304 if the caller has it already."""
-    response.headers["Cache-Control"] = f"public, max-age={seconds}"
+def _cacheable(response: Response) -> Response:
+    """With ETag, good for five minutes; 304 if the caller has it already."""
+    response.headers["Cache-Control"] = "public, max-age=300"
     response.add_etag()
     response.make_conditional(request)
     return response
-
-
-def _standing(customer: Row) -> Row:
-    revoked_at = customer["revoked_at"]
-    return {
-        "customer_id": customer["customer_id"],
-        "revoked": revoked_at is not None,
-        "revoked_at": revoked_at,
-        "reason": customer["revoke_reason"],
-    }

@@ -1,23 +1,22 @@
 """What every schema shares: strict input in either spelling, UTC output. No database."""
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 from marshmallow import RAISE, Schema, ValidationError, fields, pre_load, validate
 
+from app.config import is_http_url
 from app.encoding import camel_case
 
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 )
 _SNAKE: Final = re.compile(r"[a-z]+(_[a-z]+)+", re.ASCII)
-# What turns the text around it, or a line into two, wherever it is shown.
-_DECEIVING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+# Controls, halves of surrogate pairs, line separators, and what turns the text around it.
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 class InputSchema(Schema):
@@ -56,10 +55,8 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = str(super()._deserialize(value, attr, data, **kwargs)).strip()
-        if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text):
-            raise ValidationError("Contains characters that cannot be stored.")
-        if not _DECEIVING.isdisjoint(text):
-            raise ValidationError("Contains characters that turn text around.")
+        if _UNFIT.search(text):
+            raise ValidationError("Contains characters that cannot be stored, or turn text around.")
         return text
 
 
@@ -73,10 +70,9 @@ class Address(Text):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        if text != value or not text.isascii():
-            raise ValidationError("Not a valid email address.")
         local, _, domain = self._email(text).rpartition("@")
-        if "." not in domain or domain.startswith("[") or len(local) > 64:
+        is_plain = text == value and text.isascii() and not domain.startswith("[")
+        if not is_plain or "." not in domain or len(local) > 64:
             raise ValidationError("Not a valid email address.")
         return text
 
@@ -91,17 +87,7 @@ class Url(Text):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        try:
-            parts = urlsplit(text)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if (
-            not usable
-            or not text.isascii()
-            or re.search(r"[\s<>\"\\^`|]", text)
-            or parts.username is not None
-        ):
+        if not text.isascii() or re.search(r"[\s<>\"\\^`|]", text) or not is_http_url(text):
             raise ValidationError("Not a valid http(s) URL.")
         return text
 
@@ -155,28 +141,23 @@ class CamelSchema(Schema):
 
     def dump(self, obj: Any, *, many: bool | None = None) -> Any:
         if self.many if many is None else many:
-            return [self._written(row) for row in obj]
-        return self._written(obj)
-
-    def _written(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        written = {key: row[name] for name, key in self._names if name in row}
-        for key, schema, is_list in self._nested:
-            if written.get(key) is not None:
-                written[key] = schema.dump(written[key], many=is_list)
+            return [self.dump(row, many=False) for row in obj]
+        written = {}
+        for name, key, nested, is_list in self._members:
+            if name in obj:
+                value = obj[name]
+                written[key] = value if nested is None or value is None else nested.dump(value, many=is_list)
         return written
 
     @cached_property
-    def _names(self) -> list[tuple[str, str]]:
-        return [(field.attribute or name, field.data_key or name) for name, field in self.dump_fields.items()]
-
-    @cached_property
-    def _nested(self) -> list[tuple[str, Schema, bool]]:
+    def _members(self) -> list[tuple[str, str, Schema | None, bool]]:
+        """Of each field: its name in a row and in the answer, its nested schema, whether that is listed."""
         found = []
         for name, field in self.dump_fields.items():
             is_list = isinstance(field, fields.List)
             inner = field.inner if isinstance(field, fields.List) else field
-            if isinstance(inner, fields.Nested):
-                found.append((field.data_key or name, inner.schema, is_list))
+            nested = inner.schema if isinstance(inner, fields.Nested) else None
+            found.append((field.attribute or name, field.data_key or name, nested, is_list))
         return found
 
 

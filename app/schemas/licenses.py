@@ -29,7 +29,7 @@ class RevocationAnswer(CamelSchema):
     customer_id = fields.String(required=True)
     revoked = fields.Boolean(required=True)
     revoked_at = Instant(required=True, allow_none=True)
-    reason = fields.String(required=True, allow_none=True)
+    reason = fields.String(attribute="revoke_reason", required=True, allow_none=True)
     license = fields.String()
 
 

@@ -12,7 +12,7 @@ from app.context import now
 from app.db import Cursor, Row
 from app.encoding import json_text
 from app.entitlements import describe, describe_customer, entitle
-from app.errors import Conflict, NotFound, Refused
+from app.errors import Conflict, Refused
 from app.extensions import db, settings, stripe
 from app.licenses import Token
 from app.queries import customers, subscriptions
@@ -113,10 +113,7 @@ def override(
 def get_customer(customer_id: str) -> Row:
     """The row, or NotFound; an erased customer is not found."""
     with db.statement() as cur:
-        customer = customers.select_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
-    return customer
+        return require_serving(customers.select_customer(cur, customer_id), customer_id)
 
 
 def describe_one(customer_id: str, presented: Token | None = None) -> dict[str, Any]:

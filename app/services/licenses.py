@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import time
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 from flask import has_request_context
@@ -28,17 +30,19 @@ from app.plans import PLAN_TABLE
 from app.queries import customers, licenses, subscriptions
 
 REVOCATION_LIST_HOURS: Final = 24
+PUBLIC_KEY_SECONDS: Final = 60
+"""How long a removed key may still be taken for a good one."""
 log = logging.getLogger(__name__)
 
 
 def require_serving(
-    found: Row | None, customer_id: str, token: Token | None, *, renewing: bool = False
+    found: Row | None, customer_id: str, token: Token | None = None, *, renewing: bool = False
 ) -> Row:
     """The row `found` for a customer, if the license presented (None: an operator asks) serves.
 
-    It has `erased_at`, `license_known`, `license_revoked_at` and `tokens_revoked_at`. `renewing`: a license
-    that is not on record serves too, as it may be younger than the backup that was restored.
-    Raises NotFound for the customer, Unauthorized or Forbidden for the license.
+    With a license it has `license_known`, `license_revoked_at` and `tokens_revoked_at`. `renewing`: one that
+    is not on record serves too, as it may be younger than the backup that was restored.
+    Raises NotFound for a customer that is not there or erased, Unauthorized or Forbidden for the license.
     """
     if token is None:
         if found is None or found["erased_at"]:
@@ -46,15 +50,16 @@ def require_serving(
         return found
     if found is None or found["erased_at"] or not (found["license_known"] or renewing):
         raise Unauthorized("This license is not on record.")
-    if found["license_revoked_at"] or (not found["license_known"] and _was_revoked(found, token)):
+    if _is_revoked(found, token):
         raise Forbidden("This license is revoked.")
     return found
 
 
-def _was_revoked(customer: Row, token: Token) -> bool:
-    """Whether a license that is not on record was issued before the customer's latest revocation."""
-    revoked_at: datetime | None = customer["tokens_revoked_at"]
-    return revoked_at is not None and token.issued_at <= revoked_at
+def _is_revoked(found: Row, token: Token) -> bool:
+    """Whether this license was revoked: itself, or not on record and issued before the latest revocation."""
+    if found["license_known"]:
+        return found["license_revoked_at"] is not None
+    return found["tokens_revoked_at"] is not None and token.issued_at <= found["tokens_revoked_at"]
 
 
 def current_license(customer_id: str, presented: Token | None = None, *, renewing: bool = False) -> Row:
@@ -68,7 +73,10 @@ def current_license(customer_id: str, presented: Token | None = None, *, renewin
     if is_current(found) and not is_older(found, presented):
         return found
     with db.transaction() as cur:
-        return renew_license(cur, customer_id, presented)
+        customer = lock_customer_or_404(cur, customer_id)
+        if customer["revoked_at"]:
+            raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
+        return issue_license(cur, customer, not_before=presented.issued_at if presented else None)
 
 
 def is_current(license_row: Row) -> bool:
@@ -78,13 +86,14 @@ def is_current(license_row: Row) -> bool:
         renews_at is not None
         and now() < renews_at
         and not license_row["recheck"]
-        and license_row["plan_table"] == _plan_table()
+        and license_row["plan_table"] == _plan_table(settings.license_issuer)
     )
 
 
-def _plan_table() -> str:
+@cache
+def _plan_table(issuer: str) -> str:
     """Identifies plan table and issuer: a license made from others is not handed out any more."""
-    return hashlib.sha256(f"{PLAN_TABLE} {settings.license_issuer}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{PLAN_TABLE} {issuer}".encode()).hexdigest()[:16]
 
 
 def is_older(license_row: Row, presented: Token | None) -> bool:
@@ -92,20 +101,9 @@ def is_older(license_row: Row, presented: Token | None) -> bool:
     return presented is not None and license_row["issued_at"] < presented.issued_at
 
 
-def renew_license(cur: Cursor, customer_id: str, presented: Token | None = None) -> Row:
-    """Derive the entitlement again: the current license if it still matches, else a fresh one."""
-    customer = lock_customer_or_404(cur, customer_id)
-    if customer["revoked_at"]:
-        raise Forbidden("This customer's licenses are revoked. An operator can reinstate them.")
-    return issue_license(cur, customer, not_before=presented.issued_at if presented else None)
-
-
 def lock_customer_or_404(cur: Cursor, customer_id: str) -> Row:
     """The row, locked until the transaction ends; NotFound, also for an erased customer."""
-    customer = customers.lock_customer(cur, customer_id)
-    if customer is None or customer["erased_at"]:
-        raise NotFound(f"There is no customer {customer_id}.")
-    return customer
+    return require_serving(customers.lock_customer(cur, customer_id), customer_id)
 
 
 def issue_license(
@@ -127,33 +125,24 @@ def issue_license(
         entitlement = entitle(customer, subscriptions.select_subscriptions(cur, [customer_id]), at)
     current = licenses.lock_current_license(cur, customer_id)
     # Instances refuse to go back to an older `iat`, also when our clock was set back.
-    newest = [licenses.select_last_issue(cur, customer_id), not_before]
-    issued_at = max([at, *filter(None, newest)])
-    expires_at = license_expiry(
-        entitlement,
-        issued_at,
-        validity_days=settings.license_validity_days,
-        grace_days=settings.license_grace_days,
-    ).replace(microsecond=0)
-    expires_at = max(issued_at, expires_at)
+    issued_at = max(filter(None, [at, licenses.select_last_issue(cur, customer_id), not_before]))
+    validity_days, grace_days = settings.license_validity_days, settings.license_grace_days
+    expires_at = license_expiry(entitlement, issued_at, validity_days=validity_days, grace_days=grace_days)
+    expires_at = max(issued_at, expires_at.replace(microsecond=0))
+    issuer, jti = settings.license_issuer, str(uuid.uuid4())
     claims = license_claims(
-        customer,
-        entitlement,
-        issuer=settings.license_issuer,
-        jti=str(uuid.uuid4()),
-        issued_at=issued_at,
-        expires_at=expires_at,
+        customer, entitlement, issuer=issuer, jti=jti, issued_at=issued_at, expires_at=expires_at
     )
     if current:
-        # The claims spell unlimited as a number, the row does not.
-        is_same = (current["fingerprint"], current["device_limit"]) == (
-            fingerprint(claims),
-            entitlement.device_limit,
+        is_same = (
+            current["fingerprint"] == fingerprint(claims)
+            # The claims spell unlimited as a number, the row does not.
+            and current["device_limit"] == entitlement.device_limit
+            # A cancellation before the period's end changes no claim, yet shortens the license.
+            and current["expires_at"] <= expires_at
         )
-        # A cancellation before the period's end changes no claim, yet shortens the license.
-        is_same = is_same and current["expires_at"] <= expires_at
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
-            licenses.confirm_license(cur, current["jti"], _plan_table())
+            licenses.confirm_license(cur, current["jti"], _plan_table(issuer))
             return current
         licenses.supersede_license(cur, customer_id, at)
     key = signing_key()
@@ -161,9 +150,9 @@ def issue_license(
     issued = licenses.insert_license(
         cur,
         {
-            "jti": claims["jti"], "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
+            "jti": jti, "customer_id": customer_id, "kid": key.public.kid, "plan": claims["plan"],
             "status": entitlement.status, "device_limit": entitlement.device_limit,
-            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": _plan_table(),
+            "token": sign(claims, key), "fingerprint": fingerprint(claims), "plan_table": _plan_table(issuer),
             "issued_at": issued_at, "renews_at": issued_at + (expires_at - issued_at) / 2,
             "expires_at": expires_at,
         },
@@ -236,16 +225,22 @@ def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
 
 def find_key(kid: str) -> PublicKey | None:
     """The public key of this id, unless it was removed: from the record, or from the key files."""
-    return keyring.public_key(kid, _look_up_key)
-
-
-def _look_up_key(kid: str) -> PublicKey | None:
+    known, seen_at = keyring.public_keys.get(kid, (None, 0.0))
+    if known and time.monotonic() - seen_at < PUBLIC_KEY_SECONDS:
+        return known
     with db.statement() as cur:
         row = licenses.select_license_key(cur, kid)
     if row:
-        return None if row["removed_at"] else PublicKey(kid, row["public_key"])
-    # After a restore the database may not know the latest keys.
-    return next((key.public for key in _own_keys() if key.public.kid == kid), None)
+        found = None if row["removed_at"] else PublicKey(kid, row["public_key"])
+    else:  # after a restore the database may not know the latest keys
+        found = next((key.public for key in _own_keys() if key.public.kid == kid), None)
+    if found is None:
+        keyring.public_keys.pop(kid, None)
+        return None
+    # Keep the parsed object: parsing costs more than a hundred verifications.
+    found = known if known and known == found else found
+    keyring.public_keys[kid] = (found, time.monotonic())
+    return found
 
 
 def verify(text: str) -> tuple[str, Token | None]:
@@ -258,9 +253,7 @@ def verify(text: str) -> tuple[str, Token | None]:
         found = licenses.select_license_state(cur, token.customer_id, token.jti)
     if found is None:
         return "MALFORMED", None
-    if found["erased_at"] or found["license_revoked_at"]:
-        return "REVOKED", token
-    if not found["license_known"] and _was_revoked(found, token):
+    if found["erased_at"] or _is_revoked(found, token):
         return "REVOKED", token
     if token.expires_at <= now():
         return "EXPIRED", token
@@ -282,7 +275,7 @@ def revocation_list() -> tuple[str, datetime]:
         "exp": int(expires_at.timestamp()),
         "revoked": revoked,
     }
-    return sign(claims, trusted_signing_key()), expires_at.astimezone(UTC)
+    return sign(claims, trusted_signing_key()), expires_at
 
 
 def published_keys() -> list[PublicKey]:
@@ -290,10 +283,9 @@ def published_keys() -> list[PublicKey]:
     own = [key.public for key in _own_keys()]
     with db.statement() as cur:
         rows = licenses.select_published_keys(cur, now())
-        records = {key.kid: licenses.select_license_key(cur, key.kid) for key in own}
-    published = {row["kid"]: PublicKey(row["kid"], row["public_key"]) for row in rows}
-    for key in own:
-        record = records[key.kid]
-        if record is None or (key == own[0] and not record["removed_at"]):
-            published[key.kid] = key
+        published = {row["kid"]: PublicKey(row["kid"], row["public_key"]) for row in rows}
+        for key in own:
+            record = licenses.select_license_key(cur, key.kid)
+            if record is None or (key == own[0] and not record["removed_at"]):
+                published[key.kid] = key
     return list(published.values())

@@ -254,4 +254,4 @@ def test_counts_of_a_process_are_forgotten_when_their_window_is_over(monkeypatch
     clock[0] += 10
     assert (storage.incr("a", 10), storage.get_expiry("a")) == (1, 1020)
     clock[0] += ratelimit.FORGET_SECONDS
-    assert (storage.incr("b", 100), storage.expirations) == (2, {"b": 1100})
+    assert (storage.incr("b", 100), storage.windows) == (2, {"b": (2, 1100)})

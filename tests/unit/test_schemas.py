@@ -33,5 +33,5 @@ def test_the_same_as_marshmallow(app, client):
     assert same(LicenseAnswer(), current | {"license": current["token"], "public_key": "PEM"})
     assert same(VerifyAnswer(), {"valid": False, "code": "MALFORMED"})
     assert same(
-        RevocationAnswer(), {"customer_id": "cust_x", "revoked": False, "revoked_at": None, "reason": None}
+        RevocationAnswer(), {"customer_id": "c", "revoked": False, "revoked_at": None, "revoke_reason": None}
     )
