@@ -18,16 +18,7 @@ from app.db import Cursor, Row, lock
 from app.entitlements import entitle
 from app.errors import Conflict, Invalid, NotFound, Refused
 from app.extensions import db, settings, stripe
-from app.overage import (
-    LATE_PREFIX,
-    MONTH_DAYS,
-    Bill,
-    bills_of,
-    cap_for,
-    invoiced_periods,
-    owed,
-    summarize,
-)
+from app.overage import LATE_PREFIX, MONTH_DAYS, Bill, bills_of, cap_for, invoiced_periods, owed, summarize
 from app.queries import overage, subscriptions
 from app.services.customers import get_customer, get_customer_with_subscriptions
 from app.services.licenses import lock_customer_or_404

@@ -47,8 +47,7 @@ def erase_customer(customer_id: str) -> None:
             for email in {customer["email"], present["email"]} - {None}:
                 customers.insert_erased_email(cur, email)
             subscriptions.end_subscriptions(cur, customer_id, at, only_trials=False)
-            licenses.revoke_licenses(cur, customer_id, at)
-            licenses.forget_tokens(cur, customer_id)
+            licenses.revoke_licenses(cur, customer_id, at, forget=True)
             cleared = dict.fromkeys(("email", "name", "company_name", "stripe_customer_id", "revoke_reason"))
             customers.update_customer(cur, present | cleared | {"erased_at": at})
             audit.erase_audit(cur, customer_id)
