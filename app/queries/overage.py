@@ -227,10 +227,8 @@ def compute_days(cur: Cursor, customer_id: str, since: datetime) -> None:
     )
 
 
-def put_on_bill(
-    cur: Cursor, customer_id: str, bill: str, subscription_id: str, *, state: str, period: Row | None = None
-) -> None:
-    """Days in that state go onto a bill: those wholly inside a period, or all."""
+def put_on_bill(cur: Cursor, customer_id: str, bill: str, subscription_id: str, period: Row | None) -> None:
+    """Open days that are wholly inside the period go onto a bill, or (None) every late one."""
     cur.execute(
         """
         UPDATE overage_days AS days
@@ -239,16 +237,10 @@ def put_on_bill(
          WHERE days.customer_id = %(customer_id)s
            AND newest.customer_id = %(customer_id)s
            AND (days.day, days.revision) = (newest.day, newest.revision)
-           AND newest.state = %(state)s
+           AND newest.state = CASE WHEN %(starts_at)s IS NULL THEN 'late' ELSE 'open' END
            AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(newest.day)
         """,
-        {
-            **(period or ALWAYS),
-            "customer_id": customer_id,
-            "bill": bill,
-            "subscription_id": subscription_id,
-            "state": state,
-        },
+        {**(period or ALWAYS), "customer_id": customer_id, "bill": bill, "subscription_id": subscription_id},
     )
 
 

@@ -97,7 +97,7 @@ def _close_periods(customer_id: str, invoices: dict[str, list[dict[str, Any]]]) 
             if is_on:
                 subscription_id = period["subscription_id"]
                 bill = f"overage-{customer_id}-{subscription_id}-{period['starts_at']:%Y%m%dT%H%M%SZ}"
-                overage.put_on_bill(cur, customer_id, bill, subscription_id, state="open", period=period)
+                overage.put_on_bill(cur, customer_id, bill, subscription_id, period)
             overage.close_period(cur, period, "billed" if is_on else "shadow", now())
         return bills_of(overage.select_days(cur, customer_id, unsent=True)) if is_on else []
 
@@ -196,8 +196,7 @@ def bill_late(customer_id: str) -> Row | None:
             raise Conflict("This customer has no subscription that could be billed.")
         named = hashlib.sha256(repr([(row["day"], row["revision"]) for row in late]).encode()).hexdigest()
         bill = f"{LATE_PREFIX}{customer_id}-{named[:16]}"
-        subscription_id = subscriptions_at_stripe[0]["subscription_id"]
-        overage.put_on_bill(cur, customer_id, bill, subscription_id, state="late")
+        overage.put_on_bill(cur, customer_id, bill, subscriptions_at_stripe[0]["subscription_id"], None)
     settle(customer_id)
     device_days, amount = owed(late)
     return {"customer_id": customer_id, "device_days": device_days, "amount": amount}
