@@ -94,8 +94,13 @@ SELECT DISTINCT ON (customer_id, day) *,
 -- ended under OVERAGE=shadow.
 CREATE VIEW overage_unbilled AS
 SELECT *
-  FROM overage_current AS days
+  FROM overage_days AS days
  WHERE bill IS NULL
+   AND NOT EXISTS (SELECT 1
+                     FROM overage_days
+                    WHERE customer_id = days.customer_id
+                      AND day = days.day
+                      AND revision > days.revision)
    AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
    AND NOT EXISTS (SELECT 1
                      FROM paid_periods

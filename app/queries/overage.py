@@ -231,14 +231,11 @@ def put_on_bill(cur: Cursor, customer_id: str, bill: str, subscription_id: str, 
     """Open days that are wholly inside the period go onto a bill, or (None) every late one."""
     cur.execute(
         """
-        UPDATE overage_days AS days
+        UPDATE overage_unbilled
            SET bill = %(bill)s, subscription_id = %(subscription_id)s
-          FROM overage_unbilled AS newest
-         WHERE days.customer_id = %(customer_id)s
-           AND newest.customer_id = %(customer_id)s
-           AND (days.day, days.revision) = (newest.day, newest.revision)
-           AND newest.state = CASE WHEN %(starts_at)s IS NULL THEN 'late' ELSE 'open' END
-           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(newest.day)
+         WHERE customer_id = %(customer_id)s
+           AND state = CASE WHEN %(starts_at)s IS NULL THEN 'late' ELSE 'open' END
+           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(day)
         """,
         {**(period or ALWAYS), "customer_id": customer_id, "bill": bill, "subscription_id": subscription_id},
     )
