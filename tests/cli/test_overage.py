@@ -60,6 +60,7 @@ def test_switching_on_and_off_moves_the_limit_of_the_license(
 def test_an_own_price_is_of_whole_device_days(subscriber: str, console: Console):
     refused = console("customer", "overage", subscriber, "--on", "--price", "100")
     assert refused.exit_code == 1 and "divisible by 30" in refused.output
+    assert console("customer", "overage", subscriber, "--on", "--price", "3000000000").exit_code == 2
 
 
 def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callable[..., Any]):
@@ -86,6 +87,8 @@ def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callab
     night = json.loads(console("usage", "overage", "--json").output)
     assert (night["customers"], [d["state"] for d in night["waiting"]], night["failed"]) == (1, ["held"], {})
     assert console("usage", "overage", subscriber, "--day", day).exit_code == 2
+    long = console("usage", "overage", subscriber, "--day", day, "--hold", "--reason", "x" * 501)
+    assert (long.exit_code, "reason: Length must be between 1 and 500." in long.output) == (2, True)
     assert console("usage", "overage", subscriber, "--day", "2020-01-01", "--hold").exit_code == 1
 
 
