@@ -35,10 +35,12 @@ class Overage:
     def today(self) -> date:
         return datetime.fromtimestamp(self.sandbox.now(), UTC).date()
 
-    def subscriber(self, plan: str = "starter") -> tuple[str, str]:
-        """A customer who pays and has overage on, and the subscription."""
-        customer_id, subscription_id = self.shop.subscribe(plan)
+    def subscriber(self, tomorrow: int | None = None) -> tuple[str, str]:
+        """A customer who pays for 10 devices, has overage on, uses so many tomorrow; and the subscription."""
+        customer_id, subscription_id = self.shop.subscribe("starter")
         self.service(overage.switch_on, customer_id)
+        if tomorrow:
+            self.report(customer_id, self.today() + DAY, tomorrow)
         return customer_id, subscription_id
 
     def service(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -139,8 +141,7 @@ def test_the_renewal_carries_one_line(over: Overage):
 
 
 def test_several_workers_at_once_make_one_line(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    over.subscriber(tomorrow=15)
     over.to_period_end()
     events = list(over.sandbox.webhooks.pending)
     over.sandbox.webhooks.deliver_parallel(events, [HOOK])
@@ -150,8 +151,7 @@ def test_several_workers_at_once_make_one_line(over: Overage):
 
 
 def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.advance(hours=2)
     over.shop.deliver()
@@ -163,8 +163,7 @@ def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(over: Overage):
 
 
 def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(over: Overage):
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, subscription_id = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.advance(hours=2)
     over.shop.deliver()
@@ -180,8 +179,7 @@ def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(over: Overage):
 
 
 def test_cancelled_while_the_renewal_is_a_draft_it_has_its_own_invoice(over: Overage):
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    _, subscription_id = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.cancel_subscription(subscription_id)
     over.shop.deliver()
@@ -197,8 +195,7 @@ def test_a_clock_set_back_bills_no_day_twice(over: Overage):
 
 
 def test_cancelled_for_the_period_end_it_is_invoiced_then(over: Overage):
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    _, subscription_id = over.subscriber(tomorrow=15)
     over.sandbox.update_subscription(subscription_id, cancel_at_period_end=True)
     over.renew()
     assert over.lines() == [("paid", 5, 50)]
@@ -250,8 +247,7 @@ def test_reports_before_the_bill_correct_it_and_later_ones_are_late(over: Overag
 
 
 def test_a_bill_never_changes(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 12)
+    over.subscriber(tomorrow=12)
     over.renew()
     for statement in ("UPDATE overage_days SET over = 1", "UPDATE overage_days SET state = 'open'",
                       "DELETE FROM overage_days"):  # fmt: skip
@@ -261,8 +257,7 @@ def test_a_bill_never_changes(over: Overage):
 
 
 def test_a_restored_database_makes_no_second_line(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 12)
+    customer_id, _ = over.subscriber(tomorrow=12)
     over.renew()
     over.sql("TRUNCATE overage_days, overage_periods")
     over.sandbox.advance(days=2)  # beyond the idempotency keys
@@ -344,8 +339,7 @@ def test_a_coupon_does_not_discount_it_and_tax_is_left_to_stripe(over: Overage, 
 
 def test_shadow_tells_stripe_nothing_and_is_never_billed_later(over: Overage, make_app: Callable[..., Any]):
     on, over.shop.app = over.shop.app, make_app(OVERAGE="shadow")
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.renew()
     over.shop.app = on
     over.service(overage.settle, customer_id)
@@ -356,8 +350,7 @@ def test_shadow_tells_stripe_nothing_and_is_never_billed_later(over: Overage, ma
 
 
 def test_erasing_waives_what_is_open_and_keeps_the_days(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, _ = over.subscriber(tomorrow=15)
     assert over.billing(customer_id)["amount"] == 50
     over.service(erase_customer, customer_id)
     over.shop.deliver()
@@ -367,8 +360,7 @@ def test_erasing_waives_what_is_open_and_keeps_the_days(over: Overage):
 
 
 def test_a_customer_deleted_at_stripe_stops_nothing(over: Overage):
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.sandbox.advance(days=3)
     with over.sandbox.world.transaction() as world:
         billing.delete_customer(world, world.get("customer", over.shop.stripe_id(customer_id)))
@@ -378,8 +370,7 @@ def test_a_customer_deleted_at_stripe_stops_nothing(over: Overage):
 
 
 def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_changes(over: Overage):
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 13)
+    customer_id, subscription_id = over.subscriber(tomorrow=13)
     over.sandbox.advance(days=3)
     over.sandbox.portal_switch(subscription_id, over.shop.yearly["starter"])
     over.shop.deliver()
