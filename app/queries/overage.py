@@ -12,7 +12,7 @@ PLAN_PRICES: Final = json_text({name: PLANS[name].overage_cents for name in PAID
 """Per extra device and month."""
 DAY_COLUMNS = """customer_id, day, revision, total, included, over, due, price, reports, state, released,
              reason, actor, created_at, bill, subscription_id, invoice_item_id, billed_at"""
-HELD: Final = {
+EXPORTED: Final = {
     "overage_terms": "cap, price, starts_at, ends_at",
     "overage_periods": "subscription_id, starts_at, ends_at, is_paid, closed_as, closed_at",
 }
@@ -287,10 +287,10 @@ def select_days(
     )
 
 
-def select_held(cur: Cursor, table: str, customer_id: str) -> list[Row]:
-    """What one of these tables holds about a customer."""
+def select_exported(cur: Cursor, table: str, customer_id: str) -> list[Row]:
+    """What one of these tables holds about a customer, oldest first."""
     return cur.all(
-        f"SELECT {HELD[table]} FROM {table} WHERE customer_id = %(customer_id)s ORDER BY starts_at",
+        f"SELECT {EXPORTED[table]} FROM {table} WHERE customer_id = %(customer_id)s ORDER BY starts_at",
         {"customer_id": customer_id},
     )
 
