@@ -48,13 +48,8 @@ def is_local(subscription: Row) -> bool:
 
 def status_at(subscription: Row, now: datetime) -> str:
     """The status for callers: a local trial that has run out is `expired` by the clock alone."""
-    if (
-        is_local(subscription)
-        and subscription["status"] == "trialing"
-        and subscription["trial_ends_at"] <= now
-    ):
-        return "expired"
-    return str(subscription["status"])
+    on_trial = is_local(subscription) and subscription["status"] == "trialing"
+    return "expired" if on_trial and subscription["trial_ends_at"] <= now else str(subscription["status"])
 
 
 def is_live(subscription: Row) -> bool:
@@ -74,24 +69,46 @@ def entitle(customer: Row, subscriptions: Sequence[Row], now: datetime) -> Entit
     """The one decision: a live Stripe subscription, else a running local trial, else trial mode."""
     live = [s for s in subscriptions if is_live(s)]
     paying = [s for s in live if s["plan"] in PLANS]
+    running = [s for s in subscriptions if is_local(s) and status_at(s, now) == "trialing"]
+    best: Row | None
+    trial_ends_at: datetime | None = None
     if paying:
         best = max(paying, key=lambda s: (PLANS[s["plan"]].rank, s["status"] == "active", s["id"]))
-        return _granted(customer, best, now, len(live), trial_mode=False, reason="live Stripe subscription")
-    running = [s for s in subscriptions if is_local(s) and status_at(s, now) == "trialing"]
-    if running:
-        latest = max(running, key=_age)
-        return _granted(customer, latest, now, len(live), trial_mode=True, reason="running trial")
-    if not subscriptions:
-        return _nothing(customer, None, now, len(live), "no subscription yet")
-    # An unknown price still being paid for outranks older history: it is what needs attention.
-    latest = max(live or subscriptions, key=_age)
-    status = status_at(latest, now)
-    reason = f"subscription is {status}"
-    if latest["plan"] not in PLANS:
-        reason = f"subscription is {status}, but its price belongs to no plan"
-    elif status not in KNOWN_STATUSES:
-        reason = f"subscription has the unknown status {status}"
-    return _nothing(customer, latest, now, len(live), reason)
+        plan, reason = PLANS[best["plan"]], "live Stripe subscription"
+    elif running:
+        best = max(running, key=_age)
+        plan, reason, trial_ends_at = PLANS[best["plan"]], "running trial", best["trial_ends_at"]
+    else:
+        # An unknown price still being paid for outranks older history: it is what needs attention.
+        best = max(live or subscriptions, key=_age, default=None)
+        plan, reason = TRIAL, _reason_for_nothing(best, now)
+        trial_ends_at = _lapsed_at(best, now) if best else customer["created_at"]
+    own = customer if plan.name == "enterprise" else {"max_devices": None, "retention_days": None}
+    device_limit = plan.max_devices if own["max_devices"] is None else own["max_devices"]
+    cap = customer["overage_cap"] if paying and device_limit is not None else None
+    return Entitlement(
+        plan=plan,
+        subscription=best,
+        status=status_at(best, now) if best else "expired",
+        reason=reason,
+        trial_mode=not paying,
+        trial_ends_at=trial_ends_at,
+        device_limit=device_limit,
+        retention_days=plan.retention_days if own["retention_days"] is None else own["retention_days"],
+        live_count=len(live),
+        license_devices=device_limit if cap is None else max(cap, device_limit),
+    )
+
+
+def _reason_for_nothing(subscription: Row | None, now: datetime) -> str:
+    if subscription is None:
+        return "no subscription yet"
+    status = status_at(subscription, now)
+    if subscription["plan"] not in PLANS:
+        return f"subscription is {status}, but its price belongs to no plan"
+    if status not in KNOWN_STATUSES:
+        return f"subscription has the unknown status {status}"
+    return f"subscription is {status}"
 
 
 def license_expiry(
@@ -111,50 +128,6 @@ def license_expiry(
     ]
     earliest = min([now + timedelta(days=validity_days), *(end + grace for end in ends if end)])
     return max(earliest, now + FLOOR)  # an end long gone is a renewal that we have not heard of yet
-
-
-def _granted(
-    customer: Row,
-    subscription: Row,
-    now: datetime,
-    live_count: int,
-    *,
-    trial_mode: bool,
-    reason: str,
-) -> Entitlement:
-    plan = PLANS[subscription["plan"]]
-    own = customer if plan.name == "enterprise" else {"max_devices": None, "retention_days": None}
-    device_limit = plan.max_devices if own["max_devices"] is None else own["max_devices"]
-    cap = None if trial_mode or device_limit is None else customer["overage_cap"]
-    return Entitlement(
-        plan=plan,
-        subscription=subscription,
-        status=status_at(subscription, now),
-        reason=reason,
-        trial_mode=trial_mode,
-        trial_ends_at=subscription["trial_ends_at"] if trial_mode else None,
-        device_limit=device_limit,
-        retention_days=plan.retention_days if own["retention_days"] is None else own["retention_days"],
-        live_count=live_count,
-        license_devices=device_limit if cap is None else max(cap, device_limit or 0),
-    )
-
-
-def _nothing(
-    customer: Row, subscription: Row | None, now: datetime, live_count: int, reason: str
-) -> Entitlement:
-    return Entitlement(
-        plan=TRIAL,
-        subscription=subscription,
-        status=status_at(subscription, now) if subscription else "expired",
-        reason=reason,
-        trial_mode=True,
-        trial_ends_at=_lapsed_at(subscription, now) if subscription else customer["created_at"],
-        device_limit=TRIAL.max_devices,
-        retention_days=TRIAL.retention_days,
-        live_count=live_count,
-        license_devices=TRIAL.max_devices,
-    )
 
 
 def _lapsed_at(subscription: Row, now: datetime) -> datetime:

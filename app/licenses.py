@@ -10,19 +10,17 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from app.encoding import read_json, rfc3339
 from app.entitlements import Entitlement
 from app.plans import UNLIMITED_IN_LICENSE
 
 # python-jose and cryptography are imported where they are used, as they take a third of a command's time.
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
-
 ALGORITHM: Final = "RS256"
 MIN_KEY_BITS: Final = 2048
 MAX_TOKEN_LENGTH: Final = 8192
@@ -58,26 +56,15 @@ class PublicKey:
 
     def as_jwk(self) -> dict[str, str]:
         """RFC 7517 member of the JWK Set."""
-        members = self.key.to_dict()
-        return {
-            "kty": "RSA",
-            "use": "sig",
-            "alg": ALGORITHM,
-            "kid": self.kid,
-            "n": members["n"],
-            "e": members["e"],
-        }
+        return {"use": "sig", "kid": self.kid, **self.key.to_dict()}
 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key and its public half. Never printed: it has no fields but these."""
+    """A private key, which is never printed, and its public half."""
 
     public: PublicKey
-    private: Any
-
-    def __repr__(self) -> str:
-        return f"SigningKey(kid={self.public.kid!r})"
+    private: Any = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +82,39 @@ class Token:
 def parse_public_key(pem: bytes) -> PublicKey:
     """Raises InvalidKey unless `pem` is an RSA public key of at least 2048 bits."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = serialization.load_pem_public_key(pem)
+        return _public_key(load_pem_public_key(pem))
     except (ValueError, UnsupportedAlgorithm):
         raise InvalidKey("not a PEM public key") from None
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise InvalidKey("not an RSA key")
-    if key.key_size < MIN_KEY_BITS:
-        raise InvalidKey(f"{key.key_size} bits; at least {MIN_KEY_BITS} are needed")
-    text = key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    ).decode()
-    return PublicKey(_thumbprint(key.public_numbers()), text)
 
 
 def parse_private_key(pem: bytes) -> SigningKey:
     """Raises InvalidKey unless `pem` is an unencrypted RSA private key of at least 2048 bits."""
     from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InvalidKey("not an unencrypted PEM private key") from None
+    return SigningKey(_public_key(key.public_key()), _jose_key(key))
+
+
+def _public_key(key: Any) -> PublicKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise InvalidKey("not an unencrypted PEM private key") from None
-    if not isinstance(key, rsa.RSAPrivateKey):
+    if not isinstance(key, rsa.RSAPublicKey):
         raise InvalidKey("not an RSA key")
-    public = parse_public_key(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return SigningKey(public, _jose_key(key))
+    if key.key_size < MIN_KEY_BITS:
+        raise InvalidKey(f"{key.key_size} bits; at least {MIN_KEY_BITS} are needed")
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    # RFC 7638: SHA-256 of the required members in lexicographic order, base64url.
+    members = {name: value for name, value in sorted(_jose_key(key).to_dict().items()) if name != "alg"}
+    thumbprint = hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest()
+    return PublicKey(_base64(thumbprint), pem.decode())
 
 
 def _jose_key(key: Any) -> Any:
@@ -164,21 +149,14 @@ def license_claims(
     expires_at: datetime,
 ) -> dict[str, Any]:
     """The claims deployed instances read. 'Unlimited' is 999999, or an absent key in `limits`."""
-    features = {
-        name: UNLIMITED_IN_LICENSE if value is None else value
-        for name, value in entitlement.plan.features(
-            entitlement.license_devices, entitlement.retention_days
-        ).items()
-    }
+    features = entitlement.plan.features(entitlement.license_devices, entitlement.retention_days)
     trial: dict[str, Any] = {"isTrialMode": entitlement.trial_mode}
     if entitlement.trial_ends_at is not None:
         trial["expiresAt"] = rfc3339(entitlement.trial_ends_at)
     # Deployed instances take `canceled` for an order to refuse the whole license; trial mode was promised.
-    status = "expired" if entitlement.status == "canceled" else entitlement.status
-    subscription: dict[str, Any] = {"status": status}
+    subscription = {"status": "expired" if entitlement.status == "canceled" else entitlement.status}
     if entitlement.subscription and entitlement.subscription["current_period_ends_at"]:
-        period_end = entitlement.subscription["current_period_ends_at"]
-        subscription["currentPeriodEndsAt"] = rfc3339(period_end)
+        subscription["currentPeriodEndsAt"] = rfc3339(entitlement.subscription["current_period_ends_at"])
     iat, exp = int(issued_at.timestamp()), int(expires_at.timestamp())
     return {
         "iss": issuer,
@@ -189,7 +167,7 @@ def license_claims(
         "customerId": customer["customer_id"],
         "customerName": customer["company_name"] or customer["name"] or customer["email"],
         "plan": entitlement.plan.name,
-        "features": features,
+        "features": {k: UNLIMITED_IN_LICENSE if v is None else v for k, v in features.items()},
         "limits": {k: v for k, v in entitlement.plan.limits().items() if v is not None},
         "trial": trial,
         "subscription": subscription,
@@ -228,6 +206,7 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
     if not public_key.key.verify(signing_input.encode(), signature):
         raise InvalidToken("BAD_SIGNATURE")
     claims = _json_object(claims_text)
+    begins = claims.get("nbf", 0)  # RFC 7519 section 4.1.5
     texts, times = ("iss", "sub", "jti"), ("iat", "exp")
     if (
         not all(isinstance(claims.get(name), str) for name in texts)
@@ -235,7 +214,8 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
         or claims["iss"] != issuer
         or not _CUSTOMER_ID.fullmatch(claims["sub"])
         or not _UUID.fullmatch(claims["jti"])
-        or not _has_begun(claims)
+        or type(begins) not in (int, float)
+        or begins > time.time()
     ):
         raise InvalidToken("MALFORMED")
     return Token(
@@ -248,40 +228,22 @@ def read_token(token: str, find_key: Callable[[str], PublicKey | None], issuer: 
     )
 
 
-def _has_begun(claims: Mapping[str, Any]) -> bool:
-    """RFC 7519 section 4.1.5: `nbf`, where there is one, is a number that has been reached."""
-    begins = claims.get("nbf", 0)
-    return type(begins) in (int, float) and begins <= time.time()
-
-
-def _thumbprint(numbers: "RSAPublicNumbers") -> str:
-    """RFC 7638: SHA-256 of the required members in lexicographic order, base64url."""
-    members = {"e": _base64_int(numbers.e), "kty": "RSA", "n": _base64_int(numbers.n)}
-    digest = hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _base64_int(number: int) -> str:
-    octets = number.to_bytes((number.bit_length() + 7) // 8)
+def _base64(octets: bytes) -> str:
     return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
 def _unbase64(text: str) -> bytes:
     """Plain base64url in its one canonical spelling."""
-    try:
+    with suppress(binascii.Error):
         octets = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except binascii.Error:
-        raise InvalidToken("MALFORMED") from None
-    if base64.urlsafe_b64encode(octets).rstrip(b"=").decode() != text:
-        raise InvalidToken("MALFORMED")
-    return octets
+        if _base64(octets) == text:
+            return octets
+    raise InvalidToken("MALFORMED")
 
 
 def _json_object(segment: str) -> dict[str, Any]:
-    try:
+    with suppress(ValueError):
         value = read_json(_unbase64(segment))
-    except ValueError:
-        raise InvalidToken("MALFORMED") from None
-    if not isinstance(value, dict):
-        raise InvalidToken("MALFORMED")
-    return value
+        if isinstance(value, dict):
+            return value
+    raise InvalidToken("MALFORMED")

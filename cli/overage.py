@@ -19,6 +19,7 @@ from cli.output import (
     confirm,
     customer_argument,
     fields,
+    load,
     local_time,
     money,
     or_unlimited,
@@ -42,9 +43,7 @@ DAY_CELLS = ("customer_id", "day", "state", "total", "included", "over")
 @customer_argument
 @click.option("--on/--off", "on", default=None, help="Bill devices above the included ones, or no longer.")
 @click.option("--cap", type=click.IntRange(1, 10_000_000), help="Limit of the license; twice the included.")
-@click.option(
-    "--price", type=click.IntRange(1), metavar="CENTS", help="Own price per extra device and month."
-)
+@click.option("--price", type=click.IntRange(1, 10_000_000), help="Own cents per extra device and month.")
 def switch(customer_id: str, on: bool | None, cap: int | None, price: int | None) -> Answer:
     """Let a customer use more devices than its plan includes, billed by the day."""
     from app.services import overage
@@ -107,6 +106,9 @@ def run(customer_id: str | None, day: datetime | None, hold: bool | None, reason
     if (day is None) != (hold is None) or (reason and day is None) or (day and customer_id is None):
         raise click.UsageError("A day needs --customer, --day, and --hold or --release.")
     if day is not None:
+        from app.schemas.overage import DecisionRequest
+
+        reason = load(DecisionRequest(), reason=reason)["reason"]
         row = overage.decide(str(customer_id), day.date(), hold=bool(hold), reason=reason)
         now = f"{row['day']} of {customer_id} is {row['state']} now: {row['over']} devices over."
         return Answer(_day(row), [f"✅ {now}"])

@@ -83,8 +83,10 @@ COMMENT ON COLUMN overage_days.price IS 'per device-day, in the smallest unit of
 COMMENT ON COLUMN overage_days.reports IS 'the report of each instance that made the total';
 COMMENT ON COLUMN overage_days.released IS 'an operator looked at it: it is not held by itself again';
 
+-- The newest revision of each day, and the device-days that are on bills by now (NULL: the day is on none).
 CREATE VIEW overage_current AS
-SELECT DISTINCT ON (customer_id, day) *
+SELECT DISTINCT ON (customer_id, day) *,
+       (SUM(due) FILTER (WHERE bill IS NOT NULL) OVER (PARTITION BY customer_id, day))::BIGINT AS billed
   FROM overage_days
  ORDER BY customer_id, day, revision DESC;
 
@@ -92,8 +94,13 @@ SELECT DISTINCT ON (customer_id, day) *
 -- ended under OVERAGE=shadow.
 CREATE VIEW overage_unbilled AS
 SELECT *
-  FROM overage_current AS days
+  FROM overage_days AS days
  WHERE bill IS NULL
+   AND NOT EXISTS (SELECT 1
+                     FROM overage_days
+                    WHERE customer_id = days.customer_id
+                      AND day = days.day
+                      AND revision > days.revision)
    AND customer_id IN (SELECT customer_id FROM customers WHERE erased_at IS NULL)
    AND NOT EXISTS (SELECT 1
                      FROM paid_periods

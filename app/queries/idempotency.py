@@ -9,16 +9,12 @@ KEPT = timedelta(hours=24)
 
 def try_lock(cur: Cursor, name: str) -> bool:
     """Lock `name` until the transaction ends; False when another session has it."""
-    return bool(
-        cur.exactly_one(
-            "SELECT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0)) AS mine",
-            {"name": name},
-        )["mine"]
-    )
+    sql = "SELECT PG_TRY_ADVISORY_XACT_LOCK(HASHTEXTEXTENDED(%(name)s, 0)) AS mine"
+    return bool(cur.exactly_one(sql, {"name": name})["mine"])
 
 
-def select_answer(cur: Cursor, *, caller: str, route: str, key: str) -> Row | None:
-    """The first answer under this key; `status_code` is None while it is being worked on."""
+def select_answer(cur: Cursor, **slot: str) -> Row | None:
+    """The first answer in this slot (caller, route, key); `status_code` is None while it is worked on."""
     return cur.one(
         """
         SELECT TRIM(body_hash) AS body_hash, status_code, response, created_at
@@ -26,19 +22,12 @@ def select_answer(cur: Cursor, *, caller: str, route: str, key: str) -> Row | No
          WHERE caller = %(caller)s AND route = %(route)s AND key = %(key)s
            AND created_at > CURRENT_TIMESTAMP - %(kept)s
         """,
-        {"caller": caller, "route": route, "key": key, "kept": KEPT},
+        {**slot, "kept": KEPT},
     )
 
 
 def upsert_answer(
-    cur: Cursor,
-    *,
-    caller: str,
-    route: str,
-    key: str,
-    body_hash: str,
-    status_code: int | None,
-    response: str | None,
+    cur: Cursor, *, body_hash: str, status_code: int | None, response: str | None, **slot: str
 ) -> None:
     """Keep an answer; with None, note that one is being worked on. What is kept already stays."""
     cur.execute(
@@ -50,34 +39,25 @@ def upsert_answer(
                response = EXCLUDED.response, created_at = CURRENT_TIMESTAMP
          WHERE known.status_code IS NULL OR known.created_at <= CURRENT_TIMESTAMP - %(kept)s
         """,
-        {
-            "caller": caller,
-            "route": route,
-            "key": key,
-            "body_hash": body_hash,
-            "status_code": status_code,
-            "response": response,
-            "kept": KEPT,
-        },
+        {**slot, "body_hash": body_hash, "status_code": status_code, "response": response, "kept": KEPT},
     )
 
 
-def delete_claim(cur: Cursor, *, caller: str, route: str, key: str) -> None:
+def delete_claim(cur: Cursor, **slot: str) -> None:
     """Forget that a request is at work on a key, unless it has its answer."""
     cur.execute(
         """
         DELETE FROM idempotency_keys
          WHERE caller = %(caller)s AND route = %(route)s AND key = %(key)s AND status_code IS NULL
         """,
-        {"caller": caller, "route": route, "key": key},
+        slot,
     )
 
 
 def delete_old_answers(cur: Cursor) -> None:
     """Forget what is older than a day."""
     cur.execute(
-        "DELETE FROM idempotency_keys WHERE created_at < CURRENT_TIMESTAMP - %(kept)s",
-        {"kept": KEPT},
+        "DELETE FROM idempotency_keys WHERE created_at < CURRENT_TIMESTAMP - %(kept)s", {"kept": KEPT}
     )
 
 

@@ -63,66 +63,39 @@ def confirm_license(cur: Cursor, jti: str, plan_table: str) -> None:
     )
 
 
-def supersede_license(cur: Cursor, customer_id: str, at: datetime) -> None:
-    """The current license is current no more; it can still be verified."""
+def supersede_licenses(
+    cur: Cursor, at: datetime, *, customer_id: str | None = None, kid: str | None = None
+) -> None:
+    """What is current of this customer, or of this key, is so no more; it can still be verified.
+
+    The next request issues another.
+    """
     cur.execute(
         """
         UPDATE licenses
            SET superseded_at = %(at)s
-         WHERE customer_id = %(customer_id)s
+         WHERE (customer_id = %(customer_id)s OR kid = %(kid)s)
            AND superseded_at IS NULL
         """,
-        {"customer_id": customer_id, "at": at},
+        {"customer_id": customer_id, "kid": kid, "at": at},
     )
 
 
-def supersede_licenses_of_key(cur: Cursor, kid: str, at: datetime) -> None:
-    """No license of this key is current any more: the next request issues another."""
-    cur.execute(
-        "UPDATE licenses SET superseded_at = %(at)s WHERE kid = %(kid)s AND superseded_at IS NULL",
-        {"kid": kid, "at": at},
-    )
+def revoke_licenses(cur: Cursor, customer_id: str, at: datetime, *, forget: bool = False) -> None:
+    """Revoke every license of this customer that is not revoked yet.
 
-
-def revoke_licenses(cur: Cursor, customer_id: str, at: datetime) -> list[Row]:
-    """Revoke every license of this customer that is not revoked yet: their ids."""
-    return cur.all(
-        """
-        UPDATE licenses
-           SET revoked_at = %(at)s, superseded_at = COALESCE(superseded_at, %(at)s)
-         WHERE customer_id = %(customer_id)s
-           AND revoked_at IS NULL
-     RETURNING jti::TEXT AS jti
-        """,
-        {"customer_id": customer_id, "at": at},
-    )
-
-
-def forget_tokens(cur: Cursor, customer_id: str) -> None:
-    """Drop tokens and hashes, which contain the name of an erased customer; the rows stay."""
+    `forget`: drop tokens and hashes too, which contain the name of an erased customer; the rows stay.
+    """
     cur.execute(
         """
         UPDATE licenses
-           SET token = NULL, fingerprint = REPEAT('0', 64)
+           SET revoked_at = COALESCE(revoked_at, %(at)s), superseded_at = COALESCE(superseded_at, %(at)s),
+               token = CASE WHEN NOT %(forget)s THEN token END,
+               fingerprint = CASE WHEN %(forget)s THEN REPEAT('0', 64) ELSE fingerprint END
          WHERE customer_id = %(customer_id)s
+           AND (revoked_at IS NULL OR %(forget)s)
         """,
-        {"customer_id": customer_id},
-    )
-
-
-def select_license_state(cur: Cursor, customer_id: str, jti: str) -> Row | None:
-    """What became of a customer, and of the license with this id, which may not be on record."""
-    return cur.one(
-        """
-        SELECT customer.erased_at, customer.tokens_revoked_at, license.jti IS NOT NULL AS license_known,
-               license.revoked_at AS license_revoked_at, license.superseded_at
-          FROM customers AS customer
-          LEFT JOIN licenses AS license
-            ON license.customer_id = customer.customer_id
-           AND license.jti = %(jti)s
-         WHERE customer.customer_id = %(customer_id)s
-        """,
-        {"customer_id": customer_id, "jti": jti},
+        {"customer_id": customer_id, "at": at, "forget": forget},
     )
 
 
@@ -173,14 +146,6 @@ def select_license_key(cur: Cursor, kid: str) -> Row | None:
     return cur.one("SELECT public_key, removed_at FROM license_keys WHERE kid = %(kid)s", {"kid": kid})
 
 
-def select_key_was_removed(cur: Cursor, kid: str) -> bool:
-    """Whether this key was taken out of service."""
-    return (
-        cur.one("SELECT 1 FROM license_keys WHERE kid = %(kid)s AND removed_at IS NOT NULL", {"kid": kid})
-        is not None
-    )
-
-
 def select_license_keys(cur: Cursor, now: datetime) -> list[Row]:
     """Every key on record, newest first, with how many of its licenses are live."""
     return cur.all(
@@ -215,16 +180,14 @@ def select_published_keys(cur: Cursor, now: datetime) -> list[Row]:
     )
 
 
-def remove_license_key(cur: Cursor, kid: str) -> bool:
+def remove_license_key(cur: Cursor, kid: str) -> None:
     """Take a key out of service: nothing it signed is valid from now on."""
-    row = cur.one(
+    cur.execute(
         """
         UPDATE license_keys
            SET removed_at = CURRENT_TIMESTAMP
          WHERE kid = %(kid)s
            AND removed_at IS NULL
-     RETURNING kid
         """,
         {"kid": kid},
     )
-    return row is not None

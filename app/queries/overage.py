@@ -6,47 +6,45 @@ from typing import Any, Final
 
 from app.db import Cursor, Row
 from app.encoding import json_text
+from app.plans import PAID_PLANS, PLANS
 
+PLAN_PRICES: Final = json_text({name: PLANS[name].overage_cents for name in PAID_PLANS})
+"""Per extra device and month."""
 DAY_COLUMNS = """customer_id, day, revision, total, included, over, due, price, reports, state, released,
              reason, actor, created_at, bill, subscription_id, invoice_item_id, billed_at"""
+EXPORTED: Final = {
+    "overage_terms": "cap, price, starts_at, ends_at",
+    "overage_periods": "subscription_id, starts_at, ends_at, is_paid, closed_as, closed_at",
+}
 ALWAYS: Final[Row] = {"starts_at": None, "ends_at": None}
 
 
 # When it is on
 
 
-def update_customer_overage(cur: Cursor, customer_id: str, *, cap: int | None, price: int | None) -> None:
-    """The cap that the next license has, and the customer's own price."""
+def update_terms(cur: Cursor, customer_id: str, *, cap: int | None, price: int | None, at: datetime) -> None:
+    """From now on overage is on up to that cap, which the next license has, or (None) off.
+
+    Two terms never overlap, whatever the clock says. `price`: the customer's own.
+    """
     cur.execute(
         """
+        WITH ended AS (
+             UPDATE overage_terms
+                SET ends_at = GREATEST(starts_at, %(at)s)
+              WHERE customer_id = %(customer_id)s
+                AND ends_at IS NULL
+          RETURNING ends_at
+        ), begun AS (
+             INSERT INTO overage_terms (customer_id, cap, price, starts_at)
+             SELECT %(customer_id)s, %(cap)s, %(price)s,
+                    GREATEST(%(at)s, (SELECT MAX(ends_at) FROM ended), MAX(ends_at))
+               FROM overage_terms
+              WHERE customer_id = %(customer_id)s
+             HAVING %(cap)s IS NOT NULL
+        )
         UPDATE customers
            SET overage_cap = %(cap)s, overage_price = %(price)s, updated_at = CURRENT_TIMESTAMP
-         WHERE customer_id = %(customer_id)s
-        """,
-        {"customer_id": customer_id, "cap": cap, "price": price},
-    )
-
-
-def end_terms(cur: Cursor, customer_id: str, at: datetime) -> None:
-    """The present terms hold no longer."""
-    cur.execute(
-        """
-        UPDATE overage_terms
-           SET ends_at = GREATEST(starts_at, %(at)s)
-         WHERE customer_id = %(customer_id)s
-           AND ends_at IS NULL
-        """,
-        {"customer_id": customer_id, "at": at},
-    )
-
-
-def insert_terms(cur: Cursor, customer_id: str, *, cap: int, price: int | None, at: datetime) -> None:
-    """From now on overage is on; two terms never overlap, whatever the clock says."""
-    cur.execute(
-        """
-        INSERT INTO overage_terms (customer_id, cap, price, starts_at)
-        SELECT %(customer_id)s, %(cap)s, %(price)s, GREATEST(%(at)s, MAX(ends_at))
-          FROM overage_terms
          WHERE customer_id = %(customer_id)s
         """,
         {"customer_id": customer_id, "cap": cap, "price": price, "at": at},
@@ -94,38 +92,31 @@ def select_billable_subscriptions(cur: Cursor, customer_id: str) -> list[Row]:
 # Paid periods
 
 
-def insert_periods(
-    cur: Cursor, customer_id: str, subscription_id: str, periods: Sequence[Mapping[str, Any]]
-) -> None:
-    """Periods of a subscription as Stripe invoiced them; known ones stay."""
+def insert_periods(cur: Cursor, customer_id: str, invoiced: Sequence[Mapping[str, Any]]) -> None:
+    """Periods as Stripe invoiced them, and the present ones as the subscriptions say them, for who asks
+    before Stripe invoices again. Known ones stay.
+    """
     cur.execute(
         """
-        INSERT INTO overage_periods (subscription_id, customer_id, starts_at, ends_at, is_paid)
-        SELECT %(subscription_id)s, %(customer_id)s, starts_at, ends_at, is_paid
-          FROM JSON_TO_RECORDSET(%(periods)s)
-               AS period (starts_at TIMESTAMPTZ, ends_at TIMESTAMPTZ, is_paid BOOLEAN)
+        INSERT INTO overage_periods (customer_id, subscription_id, starts_at, ends_at, is_paid)
+        SELECT DISTINCT ON (subscription_id, starts_at)
+               %(customer_id)s, subscription_id, starts_at, ends_at, is_paid
+          FROM (SELECT subscription_id, TO_TIMESTAMP(starts_at) AS starts_at,
+                       TO_TIMESTAMP(ends_at) AS ends_at, is_paid, TRUE AS is_invoiced
+                  FROM JSON_TO_RECORDSET(%(invoiced)s)
+                       AS line (subscription_id TEXT, starts_at BIGINT, ends_at BIGINT, is_paid BOOLEAN)
+                 UNION ALL
+                SELECT subscription_id, current_period_starts_at, current_period_ends_at, TRUE, FALSE
+                  FROM subscriptions
+                 WHERE customer_id = %(customer_id)s
+                   AND stripe_subscription_id IS NOT NULL
+                   AND status IN ('active', 'past_due')
+                   AND (trial_ends_at IS NULL OR trial_ends_at <= current_period_starts_at)) AS period
          WHERE starts_at < ends_at
+         ORDER BY subscription_id, starts_at, is_invoiced DESC, is_paid DESC
             ON CONFLICT (subscription_id, starts_at) DO NOTHING
         """,
-        {"customer_id": customer_id, "subscription_id": subscription_id, "periods": json_text(periods)},
-    )
-
-
-def insert_current_periods(cur: Cursor, customer_id: str) -> None:
-    """The present paid periods as the subscriptions say them, for who asks before Stripe invoices again."""
-    cur.execute(
-        """
-        INSERT INTO overage_periods (subscription_id, customer_id, starts_at, ends_at, is_paid)
-        SELECT subscription_id, customer_id, current_period_starts_at, current_period_ends_at, TRUE
-          FROM subscriptions
-         WHERE customer_id = %(customer_id)s
-           AND stripe_subscription_id IS NOT NULL
-           AND status IN ('active', 'past_due')
-           AND current_period_starts_at < current_period_ends_at
-           AND (trial_ends_at IS NULL OR trial_ends_at <= current_period_starts_at)
-            ON CONFLICT (subscription_id, starts_at) DO NOTHING
-        """,
-        {"customer_id": customer_id},
+        {"customer_id": customer_id, "invoiced": json_text(invoiced)},
     )
 
 
@@ -158,12 +149,10 @@ def close_period(cur: Cursor, period: Row, closed_as: str, at: datetime) -> None
 # Days
 
 
-def compute_days(
-    cur: Cursor, customer_id: str, plan_prices: Mapping[str, int | None], since: datetime
-) -> None:
+def compute_days(cur: Cursor, customer_id: str, since: datetime) -> None:
     """Put each day of a paid period into the ledger whose figures are new, from that time on.
 
-    `plan_prices`: per device and month, by plan. docs/overage.md says the rules.
+    docs/overage.md says the rules.
     """
     cur.execute(
         """
@@ -182,15 +171,13 @@ def compute_days(
               ORDER BY day, instance_id, active_devices DESC, reported_at
         ), totals AS (
              SELECT day, SUM(active_devices)::BIGINT AS total,
+                    MAX(SUM(active_devices)) OVER (ORDER BY day RANGE BETWEEN INTERVAL '7 days' PRECEDING
+                                                   AND INTERVAL '1 day' PRECEDING) AS week_peak,
                     JSONB_AGG(JSONB_BUILD_OBJECT('reportId', id, 'instanceId', instance_id,
                                                  'activeDevices', active_devices, 'reportedAt', reported_at)
                               ORDER BY instance_id) AS reports
                FROM highest
               GROUP BY day
-        ), usual AS (
-             SELECT *, MAX(total) OVER (ORDER BY day RANGE BETWEEN INTERVAL '7 days' PRECEDING
-                                                               AND INTERVAL '1 day' PRECEDING) AS week_peak
-               FROM totals
         ), computed AS (
              SELECT day, total, reports, device_limit AS included, GREATEST(total - device_limit, 0) AS over,
                     COALESCE(terms.price, plans.price::INTEGER) / 30 AS price,
@@ -199,7 +186,7 @@ def compute_days(
                               FROM periods
                              WHERE closed_as = 'billed'
                                AND period @> UTC_DAY(day)) AS is_closed
-               FROM usual
+               FROM totals
               CROSS JOIN LATERAL (
                     SELECT plan, status, device_limit
                       FROM licenses
@@ -221,53 +208,36 @@ def compute_days(
                        FROM overage_terms
                       WHERE customer_id = %(customer_id)s) @> UTC_DAY(day)
         )
-        SELECT %(customer_id)s, day, COALESCE(known.revision, 0) + 1, computed.total, computed.included,
-               computed.over, computed.over - COALESCE(billed.due, 0),
+        SELECT %(customer_id)s, computed.day, COALESCE(revision, 0) + 1, computed.total, computed.included,
+               computed.over, computed.over - COALESCE(billed, 0),
                CASE known.included WHEN computed.included THEN known.price ELSE computed.price END,
-               computed.reports, COALESCE(known.released, FALSE),
-               CASE WHEN known.state = 'held' OR (is_unusual AND known.released IS NOT TRUE) THEN 'held'
+               computed.reports, COALESCE(released, FALSE),
+               CASE WHEN state = 'held' OR (is_unusual AND released IS NOT TRUE) THEN 'held'
                     WHEN is_closed THEN 'late'
                     ELSE 'open' END
           FROM computed
-          LEFT JOIN (SELECT *
-                       FROM overage_current
-                      WHERE customer_id = %(customer_id)s) AS known USING (day)
-          LEFT JOIN (SELECT day, SUM(due)::BIGINT AS due
-                       FROM overage_days
-                      WHERE customer_id = %(customer_id)s
-                        AND bill IS NOT NULL
-                      GROUP BY day) AS billed USING (day)
+          LEFT JOIN overage_current AS known
+            ON known.customer_id = %(customer_id)s
+           AND known.day = computed.day
          WHERE (computed.total, computed.included) IS DISTINCT FROM (known.total, known.included)
            AND computed.total >= COALESCE(known.total, 0) -- fewer: reports were pruned
-           AND computed.over >= COALESCE(billed.due, 0)
-           AND (computed.over > COALESCE(billed.due, 0) OR billed.due IS NULL AND NOT is_closed)
+           AND (computed.over > COALESCE(billed, 0) OR billed IS NULL AND NOT is_closed)
         """,
-        {"customer_id": customer_id, "plan_prices": json_text(plan_prices), "since": since},
+        {"customer_id": customer_id, "plan_prices": PLAN_PRICES, "since": since},
     )
 
 
-def put_on_bill(
-    cur: Cursor, customer_id: str, bill: str, subscription_id: str, *, state: str, period: Row | None = None
-) -> None:
-    """Days in that state go onto a bill: those wholly inside a period, or all."""
+def put_on_bill(cur: Cursor, customer_id: str, bill: str, subscription_id: str, period: Row | None) -> None:
+    """Open days that are wholly inside the period go onto a bill, or (None) every late one."""
     cur.execute(
         """
-        UPDATE overage_days AS days
+        UPDATE overage_unbilled
            SET bill = %(bill)s, subscription_id = %(subscription_id)s
-          FROM overage_unbilled AS newest
-         WHERE days.customer_id = %(customer_id)s
-           AND newest.customer_id = %(customer_id)s
-           AND (days.day, days.revision) = (newest.day, newest.revision)
-           AND newest.state = %(state)s
-           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(newest.day)
+         WHERE customer_id = %(customer_id)s
+           AND state = CASE WHEN %(starts_at)s IS NULL THEN 'late' ELSE 'open' END
+           AND TSTZRANGE(%(starts_at)s, %(ends_at)s) @> UTC_DAY(day)
         """,
-        {
-            **(period or ALWAYS),
-            "customer_id": customer_id,
-            "bill": bill,
-            "subscription_id": subscription_id,
-            "state": state,
-        },
+        {**(period or ALWAYS), "customer_id": customer_id, "bill": bill, "subscription_id": subscription_id},
     )
 
 
@@ -317,28 +287,10 @@ def select_days(
     )
 
 
-def select_terms_of(cur: Cursor, customer_id: str) -> list[Row]:
-    """When it was on for a customer, and at what terms."""
+def select_exported(cur: Cursor, table: str, customer_id: str) -> list[Row]:
+    """What one of these tables holds about a customer, oldest first."""
     return cur.all(
-        """
-        SELECT cap, price, starts_at, ends_at
-          FROM overage_terms
-         WHERE customer_id = %(customer_id)s
-         ORDER BY starts_at
-        """,
-        {"customer_id": customer_id},
-    )
-
-
-def select_periods_of(cur: Cursor, customer_id: str) -> list[Row]:
-    """The periods that a customer was invoiced for."""
-    return cur.all(
-        """
-        SELECT subscription_id, starts_at, ends_at, is_paid, closed_as, closed_at
-          FROM overage_periods
-         WHERE customer_id = %(customer_id)s
-         ORDER BY starts_at
-        """,
+        f"SELECT {EXPORTED[table]} FROM {table} WHERE customer_id = %(customer_id)s ORDER BY starts_at",
         {"customer_id": customer_id},
     )
 

@@ -2,11 +2,15 @@
 
 from marshmallow import fields, validate
 
-from app.schemas.base import CamelSchema, InputSchema, Instant
+from app.schemas.base import CamelSchema, InputSchema, Instant, Text
 
 
 class PeriodQuery(InputSchema):
     period = fields.String(load_default="current", validate=validate.OneOf(("current", "previous")))
+
+
+class DecisionRequest(InputSchema):
+    reason = Text(max_length=500, allow_none=True, load_default=None)
 
 
 class PeriodSchema(CamelSchema):

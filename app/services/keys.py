@@ -78,5 +78,5 @@ def remove(kid: str, *, force: bool) -> None:
     """Take a key out of service; its licenses have to be replaced. Running workers follow within a minute."""
     require_removable(kid, force=force)
     with db.transaction("key.remove") as cur:
-        if licenses.remove_license_key(cur, kid):
-            licenses.supersede_licenses_of_key(cur, kid, now())
+        licenses.remove_license_key(cur, kid)
+        licenses.supersede_licenses(cur, now(), kid=kid)

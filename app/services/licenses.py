@@ -144,7 +144,7 @@ def issue_license(
         if is_same and at < current["renews_at"] and not (not_before and current["issued_at"] < not_before):
             licenses.confirm_license(cur, current["jti"], _plan_table(issuer))
             return current
-        licenses.supersede_license(cur, customer_id, at)
+        licenses.supersede_licenses(cur, at, customer_id=customer_id)
     key = signing_key()
     register_key(cur, key.public)
     issued = licenses.insert_license(
@@ -218,7 +218,8 @@ def trusted_signing_key() -> SigningKey:
 
 
 def _refuse_removed(cur: Cursor, key: PublicKey) -> None:
-    if licenses.select_key_was_removed(cur, key.kid):
+    record = licenses.select_license_key(cur, key.kid)
+    if record and record["removed_at"]:
         log.error("the signing key was removed; generate another one", extra={"kid": key.kid})
         raise Unavailable("The signing key was taken out of service. Put another one in its place.")
 
@@ -250,14 +251,14 @@ def verify(text: str) -> tuple[str, Token | None]:
     except InvalidToken as error:
         return error.code, None
     with db.statement() as cur:
-        found = licenses.select_license_state(cur, token.customer_id, token.jti)
+        found = licenses.select_current_license(cur, token.customer_id, token.jti)
     if found is None:
         return "MALFORMED", None
     if found["erased_at"] or _is_revoked(found, token):
         return "REVOKED", token
     if token.expires_at <= now():
         return "EXPIRED", token
-    return "VALID" if found["license_known"] and not found["superseded_at"] else "SUPERSEDED", token
+    return "VALID" if found["jti"] == token.jti else "SUPERSEDED", token
 
 
 def revocation_list() -> tuple[str, datetime]:

@@ -8,7 +8,7 @@ Each step may be repeated; a process that dies leaves the next one to go on from
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
@@ -18,17 +18,7 @@ from app.db import Cursor, Row, lock
 from app.entitlements import entitle
 from app.errors import Conflict, Invalid, NotFound, Refused
 from app.extensions import db, settings, stripe
-from app.overage import (
-    LATE_PREFIX,
-    MONTH_DAYS,
-    PLAN_PRICES,
-    Bill,
-    bills_of,
-    cap_for,
-    invoiced_periods,
-    price_of,
-    summarize,
-)
+from app.overage import LATE_PREFIX, MONTH_DAYS, Bill, bills_of, cap_for, invoiced_periods, owed, summarize
 from app.queries import overage, subscriptions
 from app.services.customers import get_customer, get_customer_with_subscriptions
 from app.services.licenses import lock_customer_or_404
@@ -53,10 +43,8 @@ def switch_on(customer_id: str, *, cap: int | None = None, price: int | None = N
         customer = lock_customer_or_404(cur, customer_id)
         own_price = customer["overage_price"] if price is None else price
         granted = entitle(customer, subscriptions.select_subscriptions(cur, [customer_id]), now())
-        cap, at = cap_for(granted, cap, own_price), now()
-        overage.end_terms(cur, customer_id, at)
-        overage.insert_terms(cur, customer_id, cap=cap, price=own_price, at=at)
-        overage.update_customer_overage(cur, customer_id, cap=cap, price=own_price)
+        cap = cap_for(granted, cap, own_price)
+        overage.update_terms(cur, customer_id, cap=cap, price=own_price, at=now())
         return cap
 
 
@@ -66,8 +54,7 @@ def switch_off(customer_id: str) -> None:
         customer = lock_customer_or_404(cur, customer_id)
         if customer["overage_cap"] is None:
             raise Conflict("Overage is off for this customer already.")
-        overage.end_terms(cur, customer_id, now())
-        overage.update_customer_overage(cur, customer_id, cap=None, price=customer["overage_price"])
+        overage.update_terms(cur, customer_id, cap=None, price=customer["overage_price"], at=now())
 
 
 def settle(customer_id: str) -> None:
@@ -84,54 +71,48 @@ def settle(customer_id: str) -> None:
     with db.lease(f"overage {customer_id}", LOCK_SECONDS), stripe.slot():
         with db.statement() as cur:
             known = overage.select_billable_subscriptions(cur, customer_id)  # none once it is erased
-        found = {
+        invoices = {
             row["subscription_id"]: stripe.list_subscription_invoices(row["subscription_id"]) for row in known
         }
-        invoices = {
-            name: listed for name, listed in found.items() if listed
-        }  # a first one may be yet to come
-        ended = {row["subscription_id"] for row in known if row["ended_at"]}
-        for bill in _close_periods(customer_id, invoices):
-            is_live = bill.subscription_id not in ended
-            _send(customer_id, bill, invoices[bill.subscription_id], is_live=is_live)
-        with db.statement() as cur:
-            known = overage.select_billable_subscriptions(cur, customer_id)
+        bills = _close_periods(customer_id, invoices)
         for row in known:
-            if row["is_billed"] and row["subscription_id"] in ended & invoices.keys():
-                _invoice_rest(row["subscription_id"], invoices[row["subscription_id"]][0])
+            own, is_live = invoices[row["subscription_id"]], row["ended_at"] is None
+            if not own:  # a first one may be yet to come
+                continue
+            owed_by_it = [bill for bill in bills if bill.subscription_id == row["subscription_id"]]
+            for bill in owed_by_it:
+                _send(customer_id, bill, own, is_live=is_live)
+            if not is_live and (owed_by_it or row["is_billed"]):
+                _invoice_rest(row["subscription_id"], own[0])
 
 
 def _close_periods(customer_id: str, invoices: dict[str, list[dict[str, Any]]]) -> list[Bill]:
     """Compute the days and put those of periods that are over on bills: the bills Stripe may not have yet."""
-    with _changing_days(customer_id) as cur:
-        for subscription_id, found in invoices.items():
-            overage.insert_periods(cur, customer_id, subscription_id, invoiced_periods(found))
-        overage.insert_current_periods(cur, customer_id)
+    is_on = settings.overage == "on"
+    with _changing_days(customer_id, invoiced_periods(invoices)) as cur:
         unclosed = [row for row in overage.select_paid_periods(cur, customer_id) if not row["closed_as"]]
         if unclosed:
-            overage.compute_days(cur, customer_id, PLAN_PRICES, unclosed[0]["starts_at"])
+            overage.compute_days(cur, customer_id, unclosed[0]["starts_at"])
         for period in (row for row in unclosed if row["is_over"]):
-            if settings.overage == "on":
+            if is_on:
                 subscription_id = period["subscription_id"]
                 bill = f"overage-{customer_id}-{subscription_id}-{period['starts_at']:%Y%m%dT%H%M%SZ}"
-                overage.put_on_bill(cur, customer_id, bill, subscription_id, state="open", period=period)
-            overage.close_period(cur, period, "billed" if settings.overage == "on" else "shadow", now())
-        unsent = overage.select_days(cur, customer_id, unsent=True)
-    if settings.overage != "on":
-        return []
-    return [found for found in bills_of(unsent) if found.subscription_id in invoices]
+                overage.put_on_bill(cur, customer_id, bill, subscription_id, period)
+            overage.close_period(cur, period, "billed" if is_on else "shadow", now())
+        return bills_of(overage.select_days(cur, customer_id, unsent=True)) if is_on else []
 
 
 def _send(customer_id: str, bill: Bill, invoices: list[dict[str, Any]], *, is_live: bool) -> None:
     """Find the bill's line at Stripe, or make it; a database restored since has forgotten it."""
     item_id = None
     try:
-        if bill.device_days:
+        if bill.days:
             items = stripe.list_invoice_items(invoices[0]["customer"])
             found = next((item for item in items if item["metadata"].get("overage") == bill.bill), None)
             item_id = str(found["id"]) if found else _make_item(bill, invoices, is_live)
-            if found and found["amount"] != bill.amount:
-                note = {"bill": bill.bill, "item": item_id, "here": bill.amount, "there": found["amount"]}
+            _, amount = owed(bill.days)
+            if found and found["amount"] != amount:
+                note = {"bill": bill.bill, "item": item_id, "here": amount, "there": found["amount"]}
                 log.error("stripe bills another amount of overage", extra=note)
     except Refused as error:
         if not error.missing:
@@ -153,7 +134,8 @@ def _make_item(bill: Bill, invoices: list[dict[str, Any]], is_live: bool) -> str
     params["discountable"] = settings.overage_discountable
     if settings.stripe_tax:
         params["tax_behavior"] = TAX_BEHAVIOR
-    draft = next((i["id"] for i in invoices if i["status"] == "draft" and is_live and not bill.is_late), None)
+    is_late = bill.bill.startswith(LATE_PREFIX)
+    draft = next((i["id"] for i in invoices if i["status"] == "draft" and is_live and not is_late), None)
     if draft:
         params["invoice"] = draft
     elif is_live:
@@ -195,18 +177,16 @@ def _invoice_rest(subscription_id: str, newest: dict[str, Any]) -> None:
 def refresh(customer_id: str) -> None:
     """Compute the days of the last year and a month, so that evidence stays when reports are pruned."""
     with _changing_days(customer_id) as cur:
-        overage.insert_current_periods(cur, customer_id)
-        overage.compute_days(cur, customer_id, PLAN_PRICES, now() - REFRESHED)
+        overage.compute_days(cur, customer_id, now() - REFRESHED)
 
 
 def bill_late(customer_id: str) -> Row | None:
-    """Bill what was reported or released after its period's bill, as a pending item: device_days, amount.
+    """Bill what was late when last computed, as a pending item: device_days, amount.
 
     None when nothing is late. Raises Conflict where nothing can be billed.
     """
     if settings.overage != "on":
         raise Conflict("OVERAGE is not on: nothing is billed.")
-    refresh(customer_id)
     with _changing_days(customer_id) as cur:
         late = overage.select_waiting_days(cur, customer_id, ["late"])
         subscriptions_at_stripe = overage.select_billable_subscriptions(cur, customer_id)
@@ -216,14 +196,10 @@ def bill_late(customer_id: str) -> Row | None:
             raise Conflict("This customer has no subscription that could be billed.")
         named = hashlib.sha256(repr([(row["day"], row["revision"]) for row in late]).encode()).hexdigest()
         bill = f"{LATE_PREFIX}{customer_id}-{named[:16]}"
-        subscription_id = subscriptions_at_stripe[0]["subscription_id"]
-        overage.put_on_bill(cur, customer_id, bill, subscription_id, state="late")
+        overage.put_on_bill(cur, customer_id, bill, subscriptions_at_stripe[0]["subscription_id"], None)
     settle(customer_id)
-    return {
-        "customer_id": customer_id,
-        "device_days": sum(row["due"] for row in late),
-        "amount": sum(row["due"] * row["price"] for row in late),
-    }
+    device_days, amount = owed(late)
+    return {"customer_id": customer_id, "device_days": device_days, "amount": amount}
 
 
 def decide(customer_id: str, day: date, *, hold: bool, reason: str | None = None) -> Row:
@@ -247,18 +223,17 @@ def billing_of(customer_id: str, which: str) -> Row:
     customer, rows = get_customer_with_subscriptions(customer_id)
     granted = entitle(customer, rows, now())
     best = granted.subscription or {"subscription_id": None}
-    price = price_of(customer, granted.plan)
     with _changing_days(customer_id) as cur:
-        overage.insert_current_periods(cur, customer_id)
         paid = overage.select_paid_periods(cur, customer_id)
         periods = [row for row in paid if row["is_over"] == (which == "previous")]
         if not periods:
             raise NotFound(f"There is no {which} paid period.")
         own = [row for row in periods if row["subscription_id"] == best["subscription_id"]]
         period = (own or periods)[-1]
-        overage.compute_days(cur, customer_id, PLAN_PRICES, period["starts_at"])
+        overage.compute_days(cur, customer_id, period["starts_at"])
         revisions = overage.select_days(cur, customer_id, period=period)
     days, device_days, amount = summarize(revisions)
+    price = customer["overage_price"] or granted.plan.overage_cents
     return {
         "period": {"start": period["starts_at"], "end": period["ends_at"]},
         "included": days[-1]["included"] if days else granted.device_limit,
@@ -292,8 +267,9 @@ def evidence_of(customer_id: str, day: date) -> Row:
 
 
 @contextmanager
-def _changing_days(customer_id: str) -> Iterator[Cursor]:
-    """A transaction that alone computes, closes and decides for this customer."""
+def _changing_days(customer_id: str, invoiced: Sequence[Row] = ()) -> Iterator[Cursor]:
+    """A transaction that alone computes, closes and decides for this customer, whose periods are known."""
     with db.transaction() as cur:
         lock(cur, f"overage days {customer_id}", LOCK_SECONDS)
+        overage.insert_periods(cur, customer_id, invoiced)
         yield cur

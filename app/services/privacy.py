@@ -22,8 +22,8 @@ def export_customer(customer_id: str) -> dict[str, Any]:
             "licenses": licenses.select_license_history(cur, customer_id),
             "usageReports": usage.select_usage_reports(cur, customer_id, since=None, limit=None),
             "instances": usage.select_instances_of(cur, customer_id),
-            "overageTerms": overage.select_terms_of(cur, customer_id),
-            "overagePeriods": overage.select_periods_of(cur, customer_id),
+            "overageTerms": overage.select_exported(cur, "overage_terms", customer_id),
+            "overagePeriods": overage.select_exported(cur, "overage_periods", customer_id),
             "overageDays": overage.select_days(cur, customer_id),
             "stripeEvents": events.select_events(cur, limit=None, customer_id=customer_id),
             "idempotencyKeys": idempotency.select_answers_about(cur, customer_id),
@@ -47,8 +47,7 @@ def erase_customer(customer_id: str) -> None:
             for email in {customer["email"], present["email"]} - {None}:
                 customers.insert_erased_email(cur, email)
             subscriptions.end_subscriptions(cur, customer_id, at, only_trials=False)
-            licenses.revoke_licenses(cur, customer_id, at)
-            licenses.forget_tokens(cur, customer_id)
+            licenses.revoke_licenses(cur, customer_id, at, forget=True)
             cleared = dict.fromkeys(("email", "name", "company_name", "stripe_customer_id", "revoke_reason"))
             customers.update_customer(cur, present | cleared | {"erased_at": at})
             audit.erase_audit(cur, customer_id)

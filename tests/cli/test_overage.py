@@ -52,6 +52,7 @@ def test_switching_on_and_off_moves_the_limit_of_the_license(
     )  # fmt: skip
     refused = console("customer", "overage", subscriber, "--on", "--price", "100")
     assert refused.exit_code == 1 and "divisible by 30" in refused.output
+    assert console("customer", "overage", subscriber, "--on", "--price", "3000000000").exit_code == 2
     assert console("customer", "overage", subscriber).exit_code == 2
     off = console("customer", "overage", subscriber, "--off", "--json")
     assert json.loads(off.output) == {"customerId": subscriber, "on": False, "cap": None}
@@ -83,6 +84,8 @@ def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callab
     night = json.loads(console("usage", "overage", "--json").output)
     assert (night["customers"], [d["state"] for d in night["waiting"]], night["failed"]) == (1, ["held"], {})
     assert console("usage", "overage", subscriber, "--day", day).exit_code == 2
+    long = console("usage", "overage", subscriber, "--day", day, "--hold", "--reason", "x" * 501)
+    assert (long.exit_code, "reason: Length must be between 1 and 500." in long.output) == (2, True)
     assert console("usage", "overage", subscriber, "--day", "2020-01-01", "--hold").exit_code == 1
     late = console("usage", "bill-late", "--customer", subscriber, "--yes")
     assert (late.exit_code, late.output) == (0, "No day is late.\n")

@@ -35,10 +35,12 @@ class Overage:
     def today(self) -> date:
         return datetime.fromtimestamp(self.sandbox.now(), UTC).date()
 
-    def subscriber(self, plan: str = "starter") -> tuple[str, str]:
-        """A customer who pays and has overage on, and the subscription."""
-        customer_id, subscription_id = self.shop.subscribe(plan)
+    def subscriber(self, tomorrow: int | None = None) -> tuple[str, str]:
+        """A customer who pays for 10 devices, has overage on, uses so many tomorrow; and the subscription."""
+        customer_id, subscription_id = self.shop.subscribe("starter")
         self.service(overage.switch_on, customer_id)
+        if tomorrow:
+            self.report(customer_id, self.today() + DAY, tomorrow)
         return customer_id, subscription_id
 
     def service(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -85,9 +87,7 @@ class Overage:
 
 
 @pytest.fixture
-def shop_over(
-    shop: Shop, sql: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
-) -> Overage:
+def over(shop: Shop, sql: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> Overage:
     class Clock(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
@@ -103,8 +103,7 @@ def environ(environ: dict[str, str]) -> dict[str, str]:
     return environ
 
 
-def test_the_renewal_carries_one_line(shop_over: Overage):
-    over = shop_over
+def test_the_renewal_carries_one_line(over: Overage):
     customer_id, _ = over.subscriber()
     first = over.today() + DAY
     over.report(customer_id, first, 14)
@@ -141,10 +140,8 @@ def test_the_renewal_carries_one_line(shop_over: Overage):
     ]
 
 
-def test_several_workers_at_once_make_one_line(shop_over: Overage):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_several_workers_at_once_make_one_line(over: Overage):
+    over.subscriber(tomorrow=15)
     over.to_period_end()
     events = list(over.sandbox.webhooks.pending)
     over.sandbox.webhooks.deliver_parallel(events, [HOOK])
@@ -153,10 +150,8 @@ def test_several_workers_at_once_make_one_line(shop_over: Overage):
     assert len([r for r in over.sandbox.requests if (r.method, r.path) == ("POST", "/v1/invoiceitems")]) == 1
 
 
-def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(shop_over: Overage):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(over: Overage):
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.advance(hours=2)
     over.shop.deliver()
@@ -167,10 +162,8 @@ def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(shop_over: Overage
     assert over.lines() == [("paid", 5, 50)]
 
 
-def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(shop_over: Overage):
-    over = shop_over
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(over: Overage):
+    customer_id, subscription_id = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.advance(hours=2)
     over.shop.deliver()
@@ -185,36 +178,30 @@ def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(shop_over: Overag
     assert len(over.lines()) == 2
 
 
-def test_cancelled_while_the_renewal_is_a_draft_it_has_its_own_invoice(shop_over: Overage):
-    over = shop_over
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_cancelled_while_the_renewal_is_a_draft_it_has_its_own_invoice(over: Overage):
+    _, subscription_id = over.subscriber(tomorrow=15)
     over.to_period_end()
     over.sandbox.cancel_subscription(subscription_id)
     over.shop.deliver()
     assert over.lines() == [("paid", 5, 50)]
 
 
-def test_a_clock_set_back_bills_no_day_twice(shop_over: Overage, sql: Callable[..., Any]):
-    over = shop_over
+def test_a_clock_set_back_bills_no_day_twice(over: Overage):
     customer_id, _ = over.subscriber()
-    sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
+    over.sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
     over.service(overage.switch_on, customer_id, cap=30)
     over.report(customer_id, over.today() + DAY, 15)
     assert over.billing(customer_id)["amount"] == 50
 
 
-def test_cancelled_for_the_period_end_it_is_invoiced_then(shop_over: Overage):
-    over = shop_over
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_cancelled_for_the_period_end_it_is_invoiced_then(over: Overage):
+    _, subscription_id = over.subscriber(tomorrow=15)
     over.sandbox.update_subscription(subscription_id, cancel_at_period_end=True)
     over.renew()
     assert over.lines() == [("paid", 5, 50)]
 
 
-def test_an_unusual_day_waits_for_an_operator(shop_over: Overage):
-    over = shop_over
+def test_an_unusual_day_waits_for_an_operator(over: Overage):
     customer_id, _ = over.subscriber()
     first = over.today() + DAY
     over.report(customer_id, first, 11)  # nothing before it: not unusual
@@ -240,8 +227,7 @@ def test_an_unusual_day_waits_for_an_operator(shop_over: Overage):
     ]
 
 
-def test_reports_before_the_bill_correct_it_and_later_ones_are_late(shop_over: Overage):
-    over = shop_over
+def test_reports_before_the_bill_correct_it_and_later_ones_are_late(over: Overage):
     customer_id, _ = over.subscriber()
     day = over.today() + DAY
     over.report(customer_id, day, 12)
@@ -260,33 +246,30 @@ def test_reports_before_the_bill_correct_it_and_later_ones_are_late(shop_over: O
     assert over.lines() == [("paid", 3, 30), ("paid", 2, 20)]
 
 
-def test_a_bill_never_changes(shop_over: Overage, sql: Callable[..., Any]):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 12)
+def test_a_bill_never_changes(over: Overage):
+    over.subscriber(tomorrow=12)
     over.renew()
     for statement in ("UPDATE overage_days SET over = 1", "UPDATE overage_days SET state = 'open'",
                       "DELETE FROM overage_days"):  # fmt: skip
         with pytest.raises(psycopg2.errors.RaiseException):
-            sql(statement)
-    assert sql("SELECT state, over FROM overage_days") == [{"state": "billed", "over": 2}]
+            over.sql(statement)
+    assert over.sql("SELECT state, over FROM overage_days") == [{"state": "billed", "over": 2}]
 
 
-def test_a_restored_database_makes_no_second_line(shop_over: Overage, sql: Callable[..., Any]):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 12)
+def test_a_restored_database_makes_no_second_line(over: Overage):
+    customer_id, _ = over.subscriber(tomorrow=12)
     over.renew()
-    sql("TRUNCATE overage_days, overage_periods")
+    over.sql("TRUNCATE overage_days, overage_periods")
     over.sandbox.advance(days=2)  # beyond the idempotency keys
     over.service(overage.settle, customer_id)
     assert over.lines() == [("paid", 2, 20)]
     assert over.billing(customer_id, "previous")["state"] == "billed"
-    assert [row["invoice_item_id"] for row in sql("SELECT * FROM overage_days")] == [over.items()[0]["id"]]
+    assert [row["invoice_item_id"] for row in over.sql("SELECT * FROM overage_days")] == [
+        over.items()[0]["id"]
+    ]
 
 
-def test_the_price_and_limit_of_a_day_are_the_plan_of_that_day(shop_over: Overage):
-    over = shop_over
+def test_the_price_and_limit_of_a_day_are_the_plan_of_that_day(over: Overage):
     customer_id, subscription_id = over.subscriber()
     first = over.today() + DAY
     over.report(customer_id, first, 20)
@@ -301,8 +284,7 @@ def test_the_price_and_limit_of_a_day_are_the_plan_of_that_day(shop_over: Overag
     assert "(7 at 9¢, 10 at 10¢)" in over.items()[0]["description"]
 
 
-def test_only_whole_days_with_overage_on_count(shop_over: Overage):
-    over = shop_over
+def test_only_whole_days_with_overage_on_count(over: Overage):
     customer_id, _ = over.subscriber()
     first = over.today()
     for offset in range(8):
@@ -318,8 +300,7 @@ def test_only_whole_days_with_overage_on_count(shop_over: Overage):
     assert over.billing(customer_id)["amount"] == 2 * 10 + 2 * 20
 
 
-def test_a_trial_at_stripe_is_free(shop_over: Overage):
-    over = shop_over
+def test_a_trial_at_stripe_is_free(over: Overage):
     customer_id, subscription_id = over.subscriber()
     over.sandbox.advance(days=2)
     over.sandbox.update_subscription(subscription_id, trial_end=over.sandbox.now() + 10 * 86_400)
@@ -330,8 +311,7 @@ def test_a_trial_at_stripe_is_free(shop_over: Overage):
     assert over.billing(customer_id)["days"] == []
 
 
-def test_two_subscriptions_bill_a_day_once(shop_over: Overage):
-    over = shop_over
+def test_two_subscriptions_bill_a_day_once(over: Overage):
     customer_id, _ = over.subscriber()
     over.sandbox.advance(days=10)
     over.sandbox.create_subscription(over.shop.stripe_id(customer_id), over.shop.prices["starter"])
@@ -342,10 +322,7 @@ def test_two_subscriptions_bill_a_day_once(shop_over: Overage):
     assert over.lines() == [("paid", 5, 50)]
 
 
-def test_a_coupon_does_not_discount_it_and_tax_is_left_to_stripe(
-    shop_over: Overage, make_app: Callable[..., Any]
-):
-    over = shop_over
+def test_a_coupon_does_not_discount_it_and_tax_is_left_to_stripe(over: Overage, make_app: Callable[..., Any]):
     over.shop.app = make_app(OVERAGE="on", STRIPE_TAX="on")
     over.sandbox.create_promotion_code("HALF", 50)
     customer_id = over.shop.customer()
@@ -360,13 +337,9 @@ def test_a_coupon_does_not_discount_it_and_tax_is_left_to_stripe(
     assert over.shop.charges()[-1] >= 200
 
 
-def test_shadow_tells_stripe_nothing_and_is_never_billed_later(
-    shop_over: Overage, make_app: Callable[..., Any]
-):
-    over = shop_over
+def test_shadow_tells_stripe_nothing_and_is_never_billed_later(over: Overage, make_app: Callable[..., Any]):
     on, over.shop.app = over.shop.app, make_app(OVERAGE="shadow")
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.renew()
     over.shop.app = on
     over.service(overage.settle, customer_id)
@@ -376,34 +349,28 @@ def test_shadow_tells_stripe_nothing_and_is_never_billed_later(
     assert over.service(business_report)["overage"] == {"deviceDays": 0, "amount": 0}
 
 
-def test_erasing_waives_what_is_open_and_keeps_the_days(shop_over: Overage, sql: Callable[..., Any]):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_erasing_waives_what_is_open_and_keeps_the_days(over: Overage):
+    customer_id, _ = over.subscriber(tomorrow=15)
     assert over.billing(customer_id)["amount"] == 50
     over.service(erase_customer, customer_id)
     over.shop.deliver()
     over.service(overage.settle, customer_id)
     assert over.items() == []
-    assert [row["over"] for row in sql("SELECT over FROM overage_days")] == [5]
+    assert [row["over"] for row in over.sql("SELECT over FROM overage_days")] == [5]
 
 
-def test_a_customer_deleted_at_stripe_stops_nothing(shop_over: Overage, sql: Callable[..., Any]):
-    over = shop_over
-    customer_id, _ = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 15)
+def test_a_customer_deleted_at_stripe_stops_nothing(over: Overage):
+    customer_id, _ = over.subscriber(tomorrow=15)
     over.sandbox.advance(days=3)
     with over.sandbox.world.transaction() as world:
         billing.delete_customer(world, world.get("customer", over.shop.stripe_id(customer_id)))
     assert all(delivery.ok for delivery in over.shop.deliver())
     assert over.items() == []
-    assert [(row["state"], row["over"]) for row in sql("SELECT * FROM overage_days")] == [("open", 5)]
+    assert [(row["state"], row["over"]) for row in over.sql("SELECT * FROM overage_days")] == [("open", 5)]
 
 
-def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_changes(shop_over: Overage):
-    over = shop_over
-    customer_id, subscription_id = over.subscriber()
-    over.report(customer_id, over.today() + DAY, 13)
+def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_changes(over: Overage):
+    customer_id, subscription_id = over.subscriber(tomorrow=13)
     over.sandbox.advance(days=3)
     over.sandbox.portal_switch(subscription_id, over.shop.yearly["starter"])
     over.shop.deliver()
@@ -414,8 +381,7 @@ def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_cha
     assert sorted(over.lines()) == [("paid", 3, 30), ("paid", 8, 80)]
 
 
-def test_who_may_have_overage(shop_over: Overage, make_app: Callable[..., Any]):
-    over = shop_over
+def test_who_may_have_overage(over: Overage, make_app: Callable[..., Any]):
     customer_id, _ = over.subscriber()
     with pytest.raises(Conflict, match="below the 10"):
         over.service(overage.switch_on, customer_id, cap=9)
@@ -428,8 +394,7 @@ def test_who_may_have_overage(shop_over: Overage, make_app: Callable[..., Any]):
         over.service(overage.switch_on, customer_id)
 
 
-def test_the_routes_refuse_what_is_not_there_or_not_theirs(shop_over: Overage):
-    over = shop_over
+def test_the_routes_refuse_what_is_not_there_or_not_theirs(over: Overage):
     customer_id, _ = over.subscriber()
     client, path = over.shop.client, f"/api/usage/{customer_id}/billing"
     other = over.shop.customer()
@@ -660,9 +625,9 @@ steps = st.one_of(
 )
 
 
-def test_every_day_is_billed_exactly_once(shop_over: Overage, monkeypatch: pytest.MonkeyPatch):
+def test_every_day_is_billed_exactly_once(over: Overage, monkeypatch: pytest.MonkeyPatch):
     """OVERAGE_EXAMPLES=500 looks longer than the suite does."""
-    over, fuse = shop_over, Fuse(monkeypatch)
+    fuse = Fuse(monkeypatch)
 
     @settings(
         max_examples=int(os.environ.get("OVERAGE_EXAMPLES", "8")),
@@ -689,8 +654,8 @@ def test_every_day_is_billed_exactly_once(shop_over: Overage, monkeypatch: pytes
     live()
 
 
-def test_killed_at_each_step_it_makes_one_line(shop_over: Overage, monkeypatch: pytest.MonkeyPatch):
-    over, fuse = shop_over, Fuse(monkeypatch)
+def test_killed_at_each_step_it_makes_one_line(over: Overage, monkeypatch: pytest.MonkeyPatch):
+    fuse = Fuse(monkeypatch)
     customer_id, _ = over.subscriber()
     killed, periods = True, 0
     while killed:
