@@ -106,7 +106,7 @@ def _store(reports: Sequence[Row], presented: Token | None) -> list[Row]:
     """A row per customer, see `queries.usage.store_usage_reports`."""
     with db.statement() as cur:
         rows = usage.store_usage_reports(cur, reports, presented, now() - IN_USE_WITHIN)
-    if any(row["partition_missing"] for row in rows):
+    if any(row["unplaced"] for row in rows):
         _ensure_partitions()
     return rows
 
