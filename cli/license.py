@@ -79,9 +79,7 @@ def _state(row: Row) -> str:
 @yes_option
 def revoke(customer_id: str, reason: str | None, yes: bool) -> Answer:
     """Revoke every license of a customer, and give out none until reinstated."""
-    from app.schemas.licenses import RevokeRequest
-
-    reason = load(RevokeRequest(), reason=reason)["reason"]
+    reason = load("licenses:RevokeRequest", reason=reason)["reason"]
     who = describe_who(get_customer(customer_id))
     confirm(f"Revoke every license of {who}? Its instances stop.", yes=yes)
     customer = licenses.revoke(customer_id, reason)

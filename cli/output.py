@@ -9,10 +9,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
+from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -94,11 +95,7 @@ class Answer:
     exit_code: int = 0
 
     def as_json(self) -> str:
-        data = self.data() if callable(self.data) else self.data
-        if isinstance(data, Mapping):
-            data = _camel_row(data)
-        elif isinstance(data, list):
-            data = [_camel_row(row) if isinstance(row, Mapping) else row for row in data]
+        data = _camel(self.data() if callable(self.data) else self.data)
         return json.dumps(data, default=plain, ensure_ascii=False, indent=2) + "\n"
 
     def as_csv(self) -> str:
@@ -151,8 +148,11 @@ class Group(AppGroup):
                 if to_json and to_csv:
                     raise click.UsageError("Give either --json or --csv.")
                 logging.disable()  # one plain line is enough
+                login = "unknown"
+                with suppress(KeyError, OSError):
+                    login = getpass.getuser()
+                set_actor(f"console:{login}")
                 try:
-                    set_actor(f"console:{_login()}")
                     answer = callback(**values)
                     _print(answer, "json" if to_json else "csv" if to_csv else "text")
                 except (DomainError, ConfigError) as error:
@@ -183,13 +183,6 @@ def _explained(error: DomainError | ConfigError) -> str:
     if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
         return f"DATABASE_URL: {str(cause).strip().partition(chr(10))[0]}"
     return str(error)
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def _print(answer: Answer, form: str) -> None:
@@ -306,17 +299,31 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def load(schema: "Schema", **values: Any) -> dict[str, Any]:
-    """The given values, validated as the API does; wrong usage (exit 2) names the field."""
+def load(schema: str, **values: Any) -> dict[str, Any]:
+    """The given values, validated as these fields of `customers:NewCustomerRequest` are by the API.
+
+    Wrong usage (exit 2) names the field.
+    """
     from marshmallow import ValidationError
 
+    given = {camel_case(name): value for name, value in values.items() if value is not None}
     try:
-        given = {name: value for name, value in values.items() if value is not None}
-        return schema.load(given)  # type: ignore[no-any-return]
+        return _schema(schema)(only=[camel_case(name) for name in values]).load(given)  # type: ignore[no-any-return]
     except ValidationError as error:
-        messages = error.messages if isinstance(error.messages, dict) else {"input": error.messages}
-        name, texts = next(iter(messages.items()))
+        name, texts = next(iter(error.messages_dict.items()))
         raise click.UsageError(f"{name}: {' '.join(map(str, texts))}") from None
+
+
+def dump(schema: str, data: Any, *, many: bool = False) -> Any:
+    """What the API answers, by a schema like `customers:CustomerSchema`."""
+    return _schema(schema)(many=many).dump(data)
+
+
+def _schema(path: str) -> "type[Schema]":
+    """Imported when it is used: marshmallow takes as long as a whole command."""
+    module, _, name = path.partition(":")
+    schema: type[Schema] = getattr(import_module(f"app.schemas.{module}"), name)
+    return schema
 
 
 def fields(values: Mapping[str, Any], *, width: int = LABEL_WIDTH, indent: str = "") -> str:
@@ -361,8 +368,10 @@ def or_unlimited(figure: int | None, unit: str = "") -> str:
     return "Unlimited" if figure is None else f"{figure}{unit}"
 
 
-def _camel_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {camel_case(name): value for name, value in row.items()}
+def _camel(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {camel_case(name): value for name, value in data.items()}
+    return [_camel(row) for row in data] if isinstance(data, list) else data
 
 
 def _csv_cell(value: Any) -> Any:

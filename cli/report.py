@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from app.services.report import business_report
 from cli.output import DOUBLE_RULE, HELP_OPTIONS, Answer, Column, Group, Table, fields, money
 
 commands = Group("commands")
@@ -25,8 +26,6 @@ LABELS = {
 @click.option("--details", is_flag=True, help="With the names behind each number.")
 def report(details: bool) -> Answer:
     """Show the state of the business: customers, revenue, and what needs attention."""
-    from app.services.report import business_report
-
     found = business_report(names=details)
     owed = {"plan": None, "interval": None, "currency": "usd", "amount": found["overage"]["amount"]}
     lines = [
