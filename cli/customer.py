@@ -45,6 +45,11 @@ SORT_KEYS = {
 }
 
 
+def identity(row: Row) -> Row:
+    """Who a customer is, for `details` and `fields`."""
+    return dict(zip(("ID", "Email", "Name", "Company"), (row[name] for name in IDENTITY), strict=True))
+
+
 @customer.command("add", 'flask customer add --email ada@example.com --name Ada --company "Engines Ltd"')
 @click.option("--email", required=True)
 @click.option("--name", required=True)
@@ -62,7 +67,7 @@ def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
         dump("customers:NewCustomerAnswer", created | {"license": token}),
         [
             "✅ Customer created successfully!",
-            details("Customer Details", _identity(created) | {"Created": created["created_at"]}),
+            details("Customer Details", identity(created) | {"Created": created["created_at"]}),
             f"\n📜 Initial License JWT (Trial):\n{token}",
             "\n💡 Add this to customer instance .env file:",
             f"LICENSE_JWT={token}\nCUSTOMER_ID={created['customer_id']}",
@@ -124,7 +129,7 @@ def show(customer_id: str) -> Answer:
     """Show a customer with its plan and status."""
     row, rows = customers.get_customer_with_subscriptions(customer_id)
     found, granted = describe_customer(row, rows, now()), entitle(row, rows, now())
-    shown = _identity(found) | {
+    shown = identity(found) | {
         "Created": found["created_at"],
         "Stripe ID": found["stripe_customer_id"],
         "Subscription ID": granted.subscription and granted.subscription["subscription_id"],
@@ -163,7 +168,7 @@ def update(customer_id: str, email: str | None, name: str | None, company: str |
     if not changes:
         raise click.UsageError("Nothing to change: give --email, --name or --company.")
     found = customers.update_customer(customer_id, changes)
-    text = ["✅ Customer updated!", details("Customer Details", _identity(found))]
+    text = ["✅ Customer updated!", details("Customer Details", identity(found))]
     return Answer(dump("customers:CustomerSchema", found), text)
 
 
@@ -204,7 +209,7 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
     coming = subscriptions.preview_change(subscription_id, plan, interval)
     charge = money(coming["amount_due"], coming["currency"]) if coming["amount_due"] > 0 else "nothing"
     hint(
-        f"{describe_who(customers.get_customer(customer_id))}: {coming['previous_plan']} by the "
+        f"{describe_who(customer_id)}: {coming['previous_plan']} by the "
         f"{coming['previous_interval']} → {plan} by the {coming['interval']}. Stripe charges {charge} now."
     )
     confirm("Change it?", yes=yes)
@@ -234,8 +239,7 @@ def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
     if running := subscriptions.deactivatable(customer_id):
         what = ", ".join(f"{row['plan']} {row['subscription_id']} ({row['status']})" for row in running)
         when = "at the end of the period" if at_period_end else "now"
-        who = describe_who(customers.get_customer(customer_id))
-        confirm(f"Cancel {what} of {who} {when}?", yes=yes)
+        confirm(f"Cancel {what} of {describe_who(customer_id)} {when}?", yes=yes)
     ended, previous_plan = subscriptions.deactivate(customer_id, at_period_end=at_period_end)
     shown = {"Customer ID": customer_id, "Subscription ID": ended["subscription_id"]}
     if ended["status"] == "canceled":
@@ -433,15 +437,11 @@ def export(customer_id: str) -> Answer:
 @yes_option
 def erase(customer_id: str, yes: bool) -> Answer:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay."""
-    who = describe_who(customers.get_customer(customer_id))
+    who = describe_who(customer_id)
     question = f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone."
     confirm(question, yes=yes, must=True)
     privacy.erase_customer(customer_id)
     return Answer({"customerId": customer_id, "erased": True}, [f"✅ Customer {customer_id} erased."])
-
-
-def _identity(row: Row) -> Row:
-    return dict(zip(("ID", "Email", "Name", "Company"), (row[name] for name in IDENTITY), strict=True))
 
 
 def _warnings(row: Row, live_count: int) -> Iterator[str]:

@@ -24,11 +24,11 @@ from psycopg2.errors import InsufficientPrivilege
 
 from app.config import ConfigError
 from app.context import set_actor
-from app.db import Row
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
 from app.queries import customers
+from app.services.customers import get_customer
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -187,12 +187,10 @@ def _explained(error: DomainError | ConfigError) -> str:
 
 def _print(answer: Answer, form: str) -> None:
     terminal = shutil.get_terminal_size() if sys.stdout.isatty() and form == "text" else None
-    if form == "json":
-        text = answer.as_json()
-    elif form == "csv":
-        text = answer.as_csv()
-    else:
+    if form == "text":
         text = answer.as_text(terminal and terminal.columns)
+    else:
+        text = answer.as_json() if form == "json" else answer.as_csv()
     if terminal and text.count("\n") >= terminal.lines:
         click.echo_via_pager(text, color=True)
         return
@@ -225,21 +223,17 @@ def customer_argument(
             text = who if named is None else named
             if text is None and required:
                 raise click.UsageError("Name a customer: --id, --customer or a bare argument.")
-            customer_id = None if text is None else find_customer(text, erased=erased)["customer_id"]
-            return callback(customer_id=customer_id, **values)
+            if text is None:
+                return callback(customer_id=None, **values)
+            with db.statement() as cur:
+                found = customers.find_customer(cur, text)
+            if found is None or (found["erased_at"] and not erased):
+                raise NotFound(f"There is no customer {text}.")
+            return callback(customer_id=found["customer_id"], **values)
 
         return resolving
 
     return decorator if callback is None else decorator(callback)
-
-
-def find_customer(text: str, *, erased: bool = False) -> Row:
-    """The customer with this id, email or Stripe id. Raises NotFound."""
-    with db.statement() as cur:
-        found = customers.find_customer(cur, text)
-    if found is None or (found["erased_at"] and not erased):
-        raise NotFound(f"There is no customer {text}.")
-    return found
 
 
 def complete_customer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -274,10 +268,11 @@ def confirm(question: str, *, yes: bool, must: bool = False) -> None:
         raise click.UsageError("This cannot be undone. Give --yes where nobody can be asked.")
 
 
-def describe_who(customer: Mapping[str, Any]) -> str:
+def describe_who(customer_id: str) -> str:
     """`Name <email> (cust_…)`, for questions."""
+    customer = get_customer(customer_id)
     name = customer["name"] or customer["company_name"]
-    return f"{name or ''} <{customer['email']}> ({customer['customer_id']})".strip()
+    return f"{name or ''} <{customer['email']}> ({customer_id})".strip()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from app.db import Row
 from app.entitlements import entitle
 from app.services import customers
 from app.services import usage as usages
+from cli.customer import identity
 from cli.output import (
     DOUBLE_RULE,
     RULE,
@@ -78,25 +79,15 @@ def show(customer_id: str | None, everybody: bool, days: int, each: bool) -> Ans
 def _screen(customer_id: str, found: Row, days: int, each: bool) -> Iterator[str | Table]:
     customer, subscriptions = customers.get_customer_with_subscriptions(customer_id)
     granted, limit = entitle(customer, subscriptions, now()), found["device_limit"]
-    yield f"Customer Information:\n{DOUBLE_RULE}"
-    yield fields(
-        {
-            "ID": customer_id,
-            "Email": customer["email"],
-            "Name": customer["name"],
-            "Company": customer["company_name"],
-        }
-    )
-    yield f"{DOUBLE_RULE}\n\nSubscription Information:\n{RULE}"
-    yield fields(
-        {
-            "Plan": granted.plan.name.upper(),
-            "Status": granted.status.upper(),
-            "Device Limit": or_unlimited(limit),
-            "Renewal Date": local_time(granted.period_end),
-        }
-    )
-    yield f"{RULE}\n\nUsage Reports (Last {days} Days):"
+    entitled = {
+        "Plan": granted.plan.name.upper(),
+        "Status": granted.status.upper(),
+        "Device Limit": or_unlimited(limit),
+        "Renewal Date": local_time(granted.period_end),
+    }
+    yield f"Customer Information:\n{DOUBLE_RULE}\n{fields(identity(customer))}\n{DOUBLE_RULE}\n"
+    yield f"Subscription Information:\n{RULE}\n{fields(entitled)}\n{RULE}\n"
+    yield f"Usage Reports (Last {days} Days):"
     per_day = usages.days_of([customer_id], days=days)[customer_id]
     if not found["reports"]:
         yield f"{RULE}\nNo usage reports yet.\n{RULE}"
@@ -145,17 +136,16 @@ def _days(per_day: Sequence[Row], limit: int | None) -> Table:
 
 
 def _summary(summary: Row) -> str:
-    text = fields(
-        {
-            "Total Reports": summary["total_reports"],
-            "Avg Active": f"{summary['avg_active']:.1f} devices",
-            "Peak Active": f"{summary['peak_active']} devices",
-            "Current Active": f"{summary['current_active']} devices",
-            "Current Total": f"{summary['current_total']} devices",
-            "Limit": or_unlimited(summary["limit"], " devices"),
-            "Remaining": or_unlimited(summary["remaining"], " devices"),
-        }
-    )
+    figures = {
+        "Total Reports": summary["total_reports"],
+        "Avg Active": f"{summary['avg_active']:.1f} devices",
+        "Peak Active": f"{summary['peak_active']} devices",
+        "Current Active": f"{summary['current_active']} devices",
+        "Current Total": f"{summary['current_total']} devices",
+        "Limit": or_unlimited(summary["limit"], " devices"),
+        "Remaining": or_unlimited(summary["remaining"], " devices"),
+    }
+    text = fields(figures)
     if usages.usage_warning(summary["current_active"], summary["limit"]):
         used = percent(summary["utilization"])
         text += f"\n\n⚠️  WARNING: {used} of device limit used!\n    Consider upgrading to a higher plan."
@@ -203,19 +193,16 @@ def _screen_of_all(lines: Sequence[Row], days: int) -> Iterator[str]:
     for line in lines:
         summary, used = line["summary"], percent(line["summary"]["utilization"])
         yield f"\n{line['name'] or line['company_name'] or '-'} ({line['email']})"
-        yield fields(
-            {
-                "Customer ID": line["customer_id"],
-                "Plan": line["plan"].upper(),
-                "Device Limit": or_unlimited(line["device_limit"]),
-                "Active": f"{summary['current_active']} devices",
-                "Total": f"{summary['current_total']} devices",
-                "Utilization": used,
-                "Reports": f"{summary['total_reports']} in last {days} days",
-            },
-            width=16,
-            indent="  ",
-        )
+        figures = {
+            "Customer ID": line["customer_id"],
+            "Plan": line["plan"].upper(),
+            "Device Limit": or_unlimited(line["device_limit"]),
+            "Active": f"{summary['current_active']} devices",
+            "Total": f"{summary['current_total']} devices",
+            "Utilization": used,
+            "Reports": f"{summary['total_reports']} in last {days} days",
+        }
+        yield fields(figures, width=16, indent="  ")
         if per_day.get(line["customer_id"]):
             yield f"  Per Day:      {_sparkline(per_day[line['customer_id']], line['device_limit'])}"
         if usages.usage_warning(summary["current_active"], line["device_limit"]):
