@@ -46,25 +46,26 @@ _SETTINGS: Final = {
 def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
     """Make sure the server under `data_dir` runs; its URL. It stops when the last user has left."""
     data_dir = data_dir.resolve()
-    if data_dir not in _started:
-        if not (bin_dir() / "initdb").exists():
-            raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - open until this process ends
-        except OSError as error:
-            raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
-        fcntl.flock(users, fcntl.LOCK_SH)
-        url = revive(data_dir, _SETTINGS | (extra_settings or {}))
-        log.info("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
-        _started[data_dir] = url, users
-        atexit.register(stop, data_dir, os.getpid())
-        # SIGTERM and SIGHUP would otherwise end this process without its exit handlers.
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(signum) is signal.SIG_DFL:
-                    signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
-    return _started[data_dir][0]
+    if data_dir in _started:
+        return _started[data_dir][0]
+    if not (bin_dir() / "initdb").exists():
+        raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - open until this process ends
+    except OSError as error:
+        raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
+    fcntl.flock(users, fcntl.LOCK_SH)
+    url = revive(data_dir, _SETTINGS | (extra_settings or {}))
+    log.info("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
+    _started[data_dir] = url, users
+    atexit.register(stop, data_dir, os.getpid())
+    # SIGTERM and SIGHUP would otherwise end this process without its exit handlers.
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+    return url
 
 
 def revive(data_dir: Path, settings: Mapping[str, str] = _SETTINGS) -> str:
