@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,13 +19,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from app.config import ConfigError
@@ -44,37 +46,48 @@ _SETTINGS: Final = {
 def start(data_dir: Path, extra_settings: dict[str, str] | None = None) -> str:
     """Make sure the server under `data_dir` runs; its URL. It stops when the last user has left."""
     data_dir = data_dir.resolve()
-    if data_dir not in _started:
-        if not (bin_dir() / "initdb").exists():
-            raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - open until this process ends
-        except OSError as error:
-            raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
-        fcntl.flock(users, fcntl.LOCK_SH)
-        with _exclusively(data_dir):
-            url = _ensure_running(data_dir, _SETTINGS | (extra_settings or {}))
-        log.info("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
-        _started[data_dir] = url, users
-        atexit.register(stop, data_dir, os.getpid())
-        _exit_on_signals()
-    return _started[data_dir][0]
-
-
-def _exit_on_signals() -> None:
-    """SIGTERM and SIGHUP would otherwise end this process without its exit handlers."""
+    if data_dir in _started:
+        return _started[data_dir][0]
+    if not (bin_dir() / "initdb").exists():
+        raise ConfigError("DATABASE_URL: not set, and this installation has no server of its own")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        users = open(data_dir / "postgres.users", "a")  # noqa: SIM115 - open until this process ends
+    except OSError as error:
+        raise ConfigError(f"DATA_DIR: {data_dir}: {error.strerror}") from None
+    fcntl.flock(users, fcntl.LOCK_SH)
+    url = revive(data_dir, _SETTINGS | (extra_settings or {}))
+    log.info("the embedded PostgreSQL under %s is in use; in production set DATABASE_URL", data_dir)
+    _started[data_dir] = url, users
+    atexit.register(stop, data_dir, os.getpid())
+    # SIGTERM and SIGHUP would otherwise end this process without its exit handlers.
     if threading.current_thread() is threading.main_thread():
         for signum in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is signal.SIG_DFL:
                 signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+    return url
 
 
-def revive(data_dir: Path) -> None:
-    """Start the server again if it died while in use."""
+def revive(data_dir: Path, settings: Mapping[str, str] = _SETTINGS) -> str:
+    """Start the server, for the first time or because it died while in use; its URL."""
     data_dir = data_dir.resolve()
+    cluster = data_dir / "postgres"
     with _exclusively(data_dir):
-        _ensure_running(data_dir, _SETTINGS)
+        sockets = _socket_dir(data_dir)
+        if os.geteuid() == 0:
+            _open_to_others(cluster)
+        if not cluster.exists():
+            _init(cluster)
+        settings = {**settings, "unix_socket_directories": str(sockets)}
+        options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+        log_file, give_up = str(cluster / "server.log"), time.monotonic() + START_SECONDS
+        while (connection := _connect(sockets)) is None:
+            # The children of a killed server take a while to end: a failed start is tried again.
+            last_try = time.monotonic() > give_up
+            _run(cluster, "pg_ctl", "start", "-w", "-l", log_file, "-o", options, check=last_try)
+            time.sleep(0.1)
+        _create_database(connection)
+    return f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
 
 
 def bin_dir() -> Path:
@@ -108,25 +121,6 @@ def _exclusively(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def _ensure_running(data_dir: Path, settings: dict[str, str]) -> str:
-    cluster, sockets = data_dir / "postgres", _socket_dir(data_dir)
-    if os.geteuid() == 0:
-        _open_to_others(cluster)
-    if not cluster.exists():
-        _init(data_dir, cluster)
-    settings = settings | {"unix_socket_directories": str(sockets)}
-    options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
-    give_up = time.monotonic() + START_SECONDS
-    while (connection := _connect(sockets)) is None:
-        # The children of a killed server take a while to end: a failed start is tried again.
-        last_try = time.monotonic() > give_up
-        log_file = str(cluster / "server.log")
-        _run(cluster, "pg_ctl", "start", "-w", "-l", log_file, "-o", options, check=last_try)
-        time.sleep(0.1)
-    _create_database(connection)
-    return f"postgresql://billing@/billing?host={quote(str(sockets), safe='')}"
-
-
 def _connect(sockets: Path) -> psycopg2.extensions.connection | None:
     try:
         return psycopg2.connect(host=str(sockets), user="postgres", dbname="postgres", connect_timeout=5)
@@ -134,27 +128,25 @@ def _connect(sockets: Path) -> psycopg2.extensions.connection | None:
         return None
 
 
-def _init(data_dir: Path, cluster: Path) -> None:
+def _init(cluster: Path) -> None:
     """initdb beside its place, then rename: a start that is killed here leaves nothing half made."""
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix="initdb-") as scratch:
-        Path(scratch).chmod(0o711)
-        new = Path(scratch) / "postgres"
-        new.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            os.chown(new, *_run_as(new))
-        _run(new, "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
-        new.rename(cluster)
+    new = cluster.with_name("postgres.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(new, *_run_as(new))
+    _run(new, "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+    new.rename(cluster)
 
 
 def _create_database(connection: psycopg2.extensions.connection) -> None:
     """The application's own role, no superuser, owning its own database."""
     connection.autocommit = True
     with closing(connection), connection.cursor() as cur:
-        cur.execute("SELECT 1 FROM pg_roles WHERE rolname = 'billing'")
-        if cur.fetchone() is None:
-            cur.execute("CREATE ROLE billing LOGIN CREATEDB")
         cur.execute("SELECT 1 FROM pg_database WHERE datname = 'billing'")
         if cur.fetchone() is None:
+            with suppress(psycopg2.errors.DuplicateObject):  # a start that was killed here
+                cur.execute("CREATE ROLE billing LOGIN CREATEDB")
             cur.execute("CREATE DATABASE billing OWNER billing")
 
 

@@ -75,10 +75,8 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
 def superuser(db: Database) -> str | None:
     """The role of DATABASE_URL if it is a superuser, which the service never needs."""
     with db.statement() as cur:
-        found = cur.exactly_one(
-            "SELECT CURRENT_USER AS role, CURRENT_SETTING('is_superuser') = 'on' AS is_super"
-        )
-    return str(found["role"]) if found["is_super"] else None
+        found = cur.one("SELECT CURRENT_USER AS role WHERE CURRENT_SETTING('is_superuser') = 'on'")
+    return str(found["role"]) if found else None
 
 
 def _apply(cur: Cursor, migration: Migration) -> None:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
@@ -13,7 +12,8 @@ from app.errors import Conflict
 from app.extensions import db, settings
 from app.plans import INTERVALS, PAID_PLANS, PLANS
 from app.queries import subscriptions as subscription_rows
-from app.services import customers, licenses
+from app.services import checkout, customers, licenses, privacy, subscriptions, usage
+from app.services.explain import explain as explain_customer
 from cli.output import (
     Answer,
     Column,
@@ -23,6 +23,7 @@ from cli.output import (
     customer_argument,
     describe_who,
     details,
+    dump,
     fields,
     hint,
     load,
@@ -44,6 +45,11 @@ SORT_KEYS = {
 }
 
 
+def identity(row: Row) -> Row:
+    """Who a customer is, for `details` and `fields`."""
+    return dict(zip(("ID", "Email", "Name", "Company"), (row[name] for name in IDENTITY), strict=True))
+
+
 @customer.command("add", 'flask customer add --email ada@example.com --name Ada --company "Engines Ltd"')
 @click.option("--email", required=True)
 @click.option("--name", required=True)
@@ -51,19 +57,17 @@ SORT_KEYS = {
 @click.option("--plan", type=click.Choice(list(PLANS)), help="Begin the one trial of this plan.")
 def add(email: str, name: str, company: str | None, plan: str | None) -> Answer:
     """Add a customer, with a running trial and its first license."""
-    from app.schemas.customers import NewCustomerAnswer, NewCustomerRequest
-
-    wanted = load(NewCustomerRequest(), email=email, name=name, companyName=company, plan=plan)
+    wanted = load("customers:NewCustomerRequest", email=email, name=name, company_name=company, plan=plan)
     with db.transaction() as cur:
         created, license_row = customers.create_customer(cur, **wanted)
     token, public_key = license_row["token"], licenses.signing_key().public.pem.strip()
     if created["subscription"]["status"] == "expired":
         hint("⚠️  The trial of this address was used up before an erasure; this customer has none.")
     return Answer(
-        NewCustomerAnswer().dump(created | {"license": token}),
+        dump("customers:NewCustomerAnswer", created | {"license": token}),
         [
             "✅ Customer created successfully!",
-            details("Customer Details", _identity(created) | {"Created": created["created_at"]}),
+            details("Customer Details", identity(created) | {"Created": created["created_at"]}),
             f"\n📜 Initial License JWT (Trial):\n{token}",
             "\n💡 Add this to customer instance .env file:",
             f"LICENSE_JWT={token}\nCUSTOMER_ID={created['customer_id']}",
@@ -89,8 +93,6 @@ def list_customers(
     *, search: str | None, plan: str | None, status: str | None, sort: str, limit: int | None
 ) -> Answer:
     """List customers with plan, status and devices in use."""
-    from app.services import usage
-
     lines = {line["customer_id"]: line for line in usage.overview(days=7)}
     rows = [
         row | line | {"active_devices": line["summary"]["current_active"]}
@@ -111,9 +113,7 @@ def list_customers(
     granted = ("plan", "status", "device_limit", "active_devices")
 
     def as_json() -> list[Row]:
-        from app.schemas.customers import CustomerSchema
-
-        described = CustomerSchema(many=True).dump(rows)
+        described = dump("customers:CustomerSchema", rows, many=True)
         return [one | {n: row[n] for n in granted} for one, row in zip(described, rows, strict=True)]
 
     return Answer(
@@ -129,7 +129,7 @@ def show(customer_id: str) -> Answer:
     """Show a customer with its plan and status."""
     row, rows = customers.get_customer_with_subscriptions(customer_id)
     found, granted = describe_customer(row, rows, now()), entitle(row, rows, now())
-    shown = _identity(found) | {
+    shown = identity(found) | {
         "Created": found["created_at"],
         "Stripe ID": found["stripe_customer_id"],
         "Subscription ID": granted.subscription and granted.subscription["subscription_id"],
@@ -144,9 +144,8 @@ def show(customer_id: str) -> Answer:
         hint(warning)
     with db.statement() as cur:
         current = subscription_rows.select_subscription(cur, shown["Subscription ID"] or "")
-    return Answer(
-        lambda: _customer_json(found), [details("Customer Details", shown), *_stripe_notes(current)]
-    )
+    text = [details("Customer Details", shown), *_stripe_notes(current)]
+    return Answer(lambda: dump("customers:CustomerSchema", found), text)
 
 
 def _stripe_notes(subscription: Row | None) -> Iterator[str]:
@@ -162,23 +161,15 @@ def _stripe_notes(subscription: Row | None) -> Iterator[str]:
 @click.option("--company", help='"" clears it.')
 def update(customer_id: str, email: str | None, name: str | None, company: str | None) -> Answer:
     """Change email, name or company, here and at Stripe."""
-    from app.schemas.customers import UpdateCustomerRequest
-
-    given = {"name": name, "companyName": company}
-    kept = {field: text for field, text in given.items() if text and text.strip()}
-    changes = load(UpdateCustomerRequest(), email=email, **kept)
-    cleared = {
-        {"companyName": "company_name"}.get(field, field): None
-        for field, text in given.items()
-        if text is not None and field not in kept
-    }
-    if not changes | cleared:
+    given = {"name": name, "company_name": company}
+    cleared = {field: None for field, text in given.items() if text is not None and not text.strip()}
+    kept = {field: text for field, text in given.items() if field not in cleared}
+    changes = load("customers:UpdateCustomerRequest", email=email, **kept) | cleared
+    if not changes:
         raise click.UsageError("Nothing to change: give --email, --name or --company.")
-    found = customers.update_customer(customer_id, changes | cleared)
-    return Answer(
-        _customer_json(found),
-        ["✅ Customer updated!", details("Customer Details", _identity(found))],
-    )
+    found = customers.update_customer(customer_id, changes)
+    text = ["✅ Customer updated!", details("Customer Details", identity(found))]
+    return Answer(dump("customers:CustomerSchema", found), text)
 
 
 @customer.command(
@@ -191,10 +182,7 @@ def update(customer_id: str, email: str | None, name: str | None, company: str |
 @yes_option
 def upgrade(customer_id: str, plan: str, interval: str | None, promo_code: str | None, yes: bool) -> Answer:
     """Make a checkout link; with a live Stripe subscription, the paid change itself."""
-    from app.schemas.subscriptions import CheckoutAnswer, CheckoutRequest
-    from app.services import checkout, subscriptions
-
-    promo_code = load(CheckoutRequest(only=("promoCode",)), promoCode=promo_code)["promo_code"]
+    promo_code = load("subscriptions:CheckoutRequest", promo_code=promo_code)["promo_code"]
     present = subscriptions.subscription_to_change(customer_id)
     if present:
         if promo_code:
@@ -205,7 +193,7 @@ def upgrade(customer_id: str, plan: str, interval: str | None, promo_code: str |
     session = checkout.start_checkout(customer_id, plan, interval=interval or "month", promo_code=promo_code)
     shown = {"Session ID": session["session_id"], "Plan": session["plan"], "Expires": session["expires_at"]}
     return Answer(
-        CheckoutAnswer().dump(session),
+        dump("subscriptions:CheckoutAnswer", session),
         [
             "✅ Checkout session created!",
             details("Checkout Details", shown),
@@ -217,14 +205,11 @@ def upgrade(customer_id: str, plan: str, interval: str | None, promo_code: str |
 
 
 def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None, yes: bool) -> Answer:
-    from app.schemas.subscriptions import LicensedSubscriptionAnswer
-    from app.services import subscriptions
-
     subscription_id = present["subscription_id"]
     coming = subscriptions.preview_change(subscription_id, plan, interval)
     charge = money(coming["amount_due"], coming["currency"]) if coming["amount_due"] > 0 else "nothing"
     hint(
-        f"{describe_who(customers.get_customer(customer_id))}: {coming['previous_plan']} by the "
+        f"{describe_who(customer_id)}: {coming['previous_plan']} by the "
         f"{coming['previous_interval']} → {plan} by the {coming['interval']}. Stripe charges {charge} now."
     )
     confirm("Change it?", yes=yes)
@@ -240,7 +225,7 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
     }
     answer = {"subscription": changed, "license": license_row and license_row["token"]}
     return Answer(
-        LicensedSubscriptionAnswer().dump(answer),
+        dump("subscriptions:LicensedSubscriptionAnswer", answer),
         ["✅ Subscription changed!", details("Subscription Details", shown)],
     )
 
@@ -251,14 +236,10 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
 @yes_option
 def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
     """Cancel what the customer has live; exit 1 when there is nothing."""
-    from app.services import subscriptions
-
-    running = subscriptions.deactivatable(customer_id)
-    if running:
+    if running := subscriptions.deactivatable(customer_id):
         what = ", ".join(f"{row['plan']} {row['subscription_id']} ({row['status']})" for row in running)
         when = "at the end of the period" if at_period_end else "now"
-        who = describe_who(customers.get_customer(customer_id))
-        confirm(f"Cancel {what} of {who} {when}?", yes=yes)
+        confirm(f"Cancel {what} of {describe_who(customer_id)} {when}?", yes=yes)
     ended, previous_plan = subscriptions.deactivate(customer_id, at_period_end=at_period_end)
     shown = {"Customer ID": customer_id, "Subscription ID": ended["subscription_id"]}
     if ended["status"] == "canceled":
@@ -277,15 +258,13 @@ def deactivate(customer_id: str, at_period_end: bool, yes: bool) -> Answer:
             "\n💡 Customer keeps the plan until then.",
             f"   To go on instead: flask customer resume --id {customer_id}",
         ]
-    return Answer(_subscription_json(ended), text)
+    return Answer(dump("subscriptions:SubscriptionAnswer", {"subscription": ended}), text)
 
 
 @customer.command("resume", "flask customer resume --id cust_abc123")
 @customer_argument
 def resume(customer_id: str) -> Answer:
     """Withdraw a pending cancellation; exit 1 when none is pending."""
-    from app.services import subscriptions
-
     present = subscriptions.subscription_to_change(customer_id)
     if present is None:
         raise Conflict("This customer has no live subscription at Stripe.")
@@ -296,10 +275,8 @@ def resume(customer_id: str) -> Answer:
         "Plan": resumed["plan"],
         "Renewal Date": resumed["current_period_ends_at"],
     }
-    return Answer(
-        _subscription_json(resumed),
-        ["✅ Cancellation withdrawn!", details("Subscription Details", shown)],
-    )
+    text = ["✅ Cancellation withdrawn!", details("Subscription Details", shown)]
+    return Answer(dump("subscriptions:SubscriptionAnswer", {"subscription": resumed}), text)
 
 
 @customer.command("portal", "flask customer portal --id cust_abc123")
@@ -307,10 +284,8 @@ def resume(customer_id: str) -> Answer:
 @click.option("--return-url", help="Where the portal leads back to.")
 def portal(customer_id: str, return_url: str | None) -> Answer:
     """Make a link to Stripe's billing portal, for the customer; it lives for minutes."""
-    from app.schemas.subscriptions import PortalRequest
-    from app.services import checkout
-
-    url = checkout.open_portal(customer_id, load(PortalRequest(), returnUrl=return_url)["return_url"])
+    return_url = load("subscriptions:PortalRequest", return_url=return_url)["return_url"]
+    url = checkout.open_portal(customer_id, return_url)
     return Answer({"url": url}, [f"🔗 Billing Portal:\n{url}"])
 
 
@@ -319,8 +294,6 @@ def portal(customer_id: str, return_url: str | None) -> Answer:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True)
 def invoices(customer_id: str, limit: int) -> Answer:
     """List the customer's invoices as Stripe has them, newest first, with the links of those to pay."""
-    from app.services import checkout
-
     rows = checkout.list_invoices(customer_id, limit)
     columns = [
         Column("Number", 16, is_id=True), Column("Status", 13), Column("Total", 10, right=True),
@@ -367,8 +340,6 @@ def override(customer_id: str, max_devices: int | None, retention_days: int | No
 @click.option("--instance", "instance_id", required=True)
 def retire_instance(customer_id: str, instance_id: str) -> Answer:
     """Leave an instance that will not come back out of current figures; a new report brings it back."""
-    from app.services import usage
-
     usage.retire_instance(customer_id, instance_id)
     return Answer(
         {"customerId": customer_id, "instanceId": instance_id, "retired": True},
@@ -380,9 +351,7 @@ def retire_instance(customer_id: str, instance_id: str) -> Answer:
 @customer_argument
 def explain(customer_id: str) -> Answer:
     """Say why this customer has these entitlements: subscription, price, overrides, clocks, events."""
-    from app.services import explain as service
-
-    found = service.explain(customer_id)
+    found = explain_customer(customer_id)
     return Answer(found, _explanation(found))
 
 
@@ -433,7 +402,7 @@ def _explanation(found: Row) -> Iterator[str]:
 @click.option("--dry-run", is_flag=True, help="Change nothing, say what would be done.")
 def import_customers(file: str, dry_run: bool) -> Answer:
     """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id."""
-    from app.services import imports
+    from app.services import imports  # which takes marshmallow in
 
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines, progress("Importing") as advance:
@@ -459,8 +428,6 @@ def import_customers(file: str, dry_run: bool) -> Answer:
 @customer_argument
 def export(customer_id: str) -> Answer:
     """Print everything that is stored about a customer, as JSON, with --json or without."""
-    from app.services import privacy
-
     answer = Answer(privacy.export_customer(customer_id), [])
     return Answer(answer.data, [answer.as_json().rstrip()])
 
@@ -470,29 +437,11 @@ def export(customer_id: str) -> Answer:
 @yes_option
 def erase(customer_id: str, yes: bool) -> Answer:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay."""
-    from app.services import privacy
-
-    who = describe_who(customers.get_customer(customer_id))
+    who = describe_who(customer_id)
     question = f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone."
     confirm(question, yes=yes, must=True)
     privacy.erase_customer(customer_id)
     return Answer({"customerId": customer_id, "erased": True}, [f"✅ Customer {customer_id} erased."])
-
-
-def _identity(row: Row) -> dict[str, Any]:
-    return dict(zip(("ID", "Email", "Name", "Company"), (row[name] for name in IDENTITY), strict=True))
-
-
-def _customer_json(row: Row) -> Any:
-    from app.schemas.customers import CustomerSchema
-
-    return CustomerSchema().dump(row)
-
-
-def _subscription_json(row: Row) -> Any:
-    from app.schemas.subscriptions import SubscriptionAnswer
-
-    return SubscriptionAnswer().dump({"subscription": row})
 
 
 def _warnings(row: Row, live_count: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import click
 
 from app.extensions import settings
+from app.services import keys as service
 from cli.output import Answer, Column, Group, Table, confirm, yes_option
 
 keys = Group("keys")
@@ -11,8 +12,6 @@ keys = Group("keys")
 @keys.command("generate", "flask keys generate")
 def generate() -> Answer:
     """Write a first key pair; needs no database, refuses to overwrite."""
-    from app.services import keys as service
-
     key = service.generate()
     return Answer(
         {"kid": key.public.kid, "publicKey": key.public.pem},
@@ -29,8 +28,6 @@ def generate() -> Answer:
 @yes_option
 def rotate(at_once: bool, yes: bool) -> Answer:
     """Make a new signing key; licenses signed with the old one stay valid."""
-    from app.services import keys as service
-
     present = service.require_rotatable().public.kid
     since = "at once, though caches may not have it yet" if at_once else "when every cache may have it"
     confirm(f"Replace the signing key {present}? The new one signs {since}.", yes=yes)
@@ -47,8 +44,6 @@ def rotate(at_once: bool, yes: bool) -> Answer:
 @keys.command("list", "flask keys list --json")
 def list_keys() -> Answer:
     """List every key with the licenses that still need it."""
-    from app.services import keys as service
-
     names = ("kid", "state", "live_tokens", "last_expires_at", "created_at", "removed_at")
     rows = [{name: row[name] for name in names} for row in service.list_keys()]
     columns = [
@@ -65,8 +60,6 @@ def list_keys() -> Answer:
 @yes_option
 def remove(kid: str, force: bool, yes: bool) -> Answer:
     """Take an old key out of service."""
-    from app.services import keys as service
-
     found = service.require_removable(kid, force=force)
     confirm(f"Remove key {kid}? {found['live_tokens']} live license(s) end with it.", yes=yes)
     service.remove(kid, force=force)

@@ -79,11 +79,8 @@ def _state(row: Row) -> str:
 @yes_option
 def revoke(customer_id: str, reason: str | None, yes: bool) -> Answer:
     """Revoke every license of a customer, and give out none until reinstated."""
-    from app.schemas.licenses import RevokeRequest
-
-    reason = load(RevokeRequest(), reason=reason)["reason"]
-    who = describe_who(get_customer(customer_id))
-    confirm(f"Revoke every license of {who}? Its instances stop.", yes=yes)
+    reason = load("licenses:RevokeRequest", reason=reason)["reason"]
+    confirm(f"Revoke every license of {describe_who(customer_id)}? Its instances stop.", yes=yes)
     customer = licenses.revoke(customer_id, reason)
     return Answer(
         {"customerId": customer_id, "revoked": True, "revokedAt": customer["revoked_at"]},

@@ -9,10 +9,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
+from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,11 +24,11 @@ from psycopg2.errors import InsufficientPrivilege
 
 from app.config import ConfigError
 from app.context import set_actor
-from app.db import Row
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
 from app.queries import customers
+from app.services.customers import get_customer
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -94,11 +95,7 @@ class Answer:
     exit_code: int = 0
 
     def as_json(self) -> str:
-        data = self.data() if callable(self.data) else self.data
-        if isinstance(data, Mapping):
-            data = _camel_row(data)
-        elif isinstance(data, list):
-            data = [_camel_row(row) if isinstance(row, Mapping) else row for row in data]
+        data = _camel(self.data() if callable(self.data) else self.data)
         return json.dumps(data, default=plain, ensure_ascii=False, indent=2) + "\n"
 
     def as_csv(self) -> str:
@@ -151,8 +148,11 @@ class Group(AppGroup):
                 if to_json and to_csv:
                     raise click.UsageError("Give either --json or --csv.")
                 logging.disable()  # one plain line is enough
+                login = "unknown"
+                with suppress(KeyError, OSError):
+                    login = getpass.getuser()
+                set_actor(f"console:{login}")
                 try:
-                    set_actor(f"console:{_login()}")
                     answer = callback(**values)
                     _print(answer, "json" if to_json else "csv" if to_csv else "text")
                 except (DomainError, ConfigError) as error:
@@ -185,21 +185,12 @@ def _explained(error: DomainError | ConfigError) -> str:
     return str(error)
 
 
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
 def _print(answer: Answer, form: str) -> None:
     terminal = shutil.get_terminal_size() if sys.stdout.isatty() and form == "text" else None
-    if form == "json":
-        text = answer.as_json()
-    elif form == "csv":
-        text = answer.as_csv()
-    else:
+    if form == "text":
         text = answer.as_text(terminal and terminal.columns)
+    else:
+        text = answer.as_json() if form == "json" else answer.as_csv()
     if terminal and text.count("\n") >= terminal.lines:
         click.echo_via_pager(text, color=True)
         return
@@ -232,21 +223,17 @@ def customer_argument(
             text = who if named is None else named
             if text is None and required:
                 raise click.UsageError("Name a customer: --id, --customer or a bare argument.")
-            customer_id = None if text is None else find_customer(text, erased=erased)["customer_id"]
-            return callback(customer_id=customer_id, **values)
+            if text is None:
+                return callback(customer_id=None, **values)
+            with db.statement() as cur:
+                found = customers.find_customer(cur, text)
+            if found is None or (found["erased_at"] and not erased):
+                raise NotFound(f"There is no customer {text}.")
+            return callback(customer_id=found["customer_id"], **values)
 
         return resolving
 
     return decorator if callback is None else decorator(callback)
-
-
-def find_customer(text: str, *, erased: bool = False) -> Row:
-    """The customer with this id, email or Stripe id. Raises NotFound."""
-    with db.statement() as cur:
-        found = customers.find_customer(cur, text)
-    if found is None or (found["erased_at"] and not erased):
-        raise NotFound(f"There is no customer {text}.")
-    return found
 
 
 def complete_customer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -281,10 +268,11 @@ def confirm(question: str, *, yes: bool, must: bool = False) -> None:
         raise click.UsageError("This cannot be undone. Give --yes where nobody can be asked.")
 
 
-def describe_who(customer: Mapping[str, Any]) -> str:
+def describe_who(customer_id: str) -> str:
     """`Name <email> (cust_…)`, for questions."""
+    customer = get_customer(customer_id)
     name = customer["name"] or customer["company_name"]
-    return f"{name or ''} <{customer['email']}> ({customer['customer_id']})".strip()
+    return f"{name or ''} <{customer['email']}> ({customer_id})".strip()
 
 
 @contextmanager
@@ -306,17 +294,31 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def load(schema: "Schema", **values: Any) -> dict[str, Any]:
-    """The given values, validated as the API does; wrong usage (exit 2) names the field."""
+def load(schema: str, **values: Any) -> dict[str, Any]:
+    """The given values, validated as these fields of `customers:NewCustomerRequest` are by the API.
+
+    Wrong usage (exit 2) names the field.
+    """
     from marshmallow import ValidationError
 
+    given = {camel_case(name): value for name, value in values.items() if value is not None}
     try:
-        given = {name: value for name, value in values.items() if value is not None}
-        return schema.load(given)  # type: ignore[no-any-return]
+        return _schema(schema)(only=[camel_case(name) for name in values]).load(given)  # type: ignore[no-any-return]
     except ValidationError as error:
-        messages = error.messages if isinstance(error.messages, dict) else {"input": error.messages}
-        name, texts = next(iter(messages.items()))
+        name, texts = next(iter(error.messages_dict.items()))
         raise click.UsageError(f"{name}: {' '.join(map(str, texts))}") from None
+
+
+def dump(schema: str, data: Any, *, many: bool = False) -> Any:
+    """What the API answers, by a schema like `customers:CustomerSchema`."""
+    return _schema(schema)(many=many).dump(data)
+
+
+def _schema(path: str) -> "type[Schema]":
+    """Imported when it is used: marshmallow takes as long as a whole command."""
+    module, _, name = path.partition(":")
+    schema: type[Schema] = getattr(import_module(f"app.schemas.{module}"), name)
+    return schema
 
 
 def fields(values: Mapping[str, Any], *, width: int = LABEL_WIDTH, indent: str = "") -> str:
@@ -361,8 +363,10 @@ def or_unlimited(figure: int | None, unit: str = "") -> str:
     return "Unlimited" if figure is None else f"{figure}{unit}"
 
 
-def _camel_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {camel_case(name): value for name, value in row.items()}
+def _camel(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {camel_case(name): value for name, value in data.items()}
+    return [_camel(row) for row in data] if isinstance(data, list) else data
 
 
 def _csv_cell(value: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from app.services.report import business_report
 from cli.output import DOUBLE_RULE, HELP_OPTIONS, Answer, Column, Group, Table, fields, money
 
 commands = Group("commands")
@@ -25,8 +26,6 @@ LABELS = {
 @click.option("--details", is_flag=True, help="With the names behind each number.")
 def report(details: bool) -> Answer:
     """Show the state of the business: customers, revenue, and what needs attention."""
-    from app.services.report import business_report
-
     found = business_report(names=details)
     owed = {"plan": None, "interval": None, "currency": "usd", "amount": found["overage"]["amount"]}
     lines = [
@@ -50,17 +49,14 @@ def _screen(found: dict[str, Any]) -> Iterator[str | Table]:
         [(r["plan"].upper(), r["interval"], money(r["amount"], r["currency"]), mark) for mark, r in rows],
     )
     silent, owed = found["silentInstances"], found["overage"]
-    yield "\nAttention:"
-    yield fields(
-        {
-            "Trials Ending": f"{found['trialsEnding']} within 7 days",
-            "Payments Failed": found["paymentsFailed"],
-            "Licenses Lapsing": f"{found['licensesLapsing']} within 7 days or ended",
-            "Silent Instances": f"{silent['count']} of {silent['customers']} customer(s)",
-            "Overage": f"{money(owed['amount'], 'usd')} for {owed['deviceDays']} device-days not billed yet",
-        },
-        width=20,
-    )
+    attention = {
+        "Trials Ending": f"{found['trialsEnding']} within 7 days",
+        "Payments Failed": found["paymentsFailed"],
+        "Licenses Lapsing": f"{found['licensesLapsing']} within 7 days or ended",
+        "Silent Instances": f"{silent['count']} of {silent['customers']} customer(s)",
+        "Overage": f"{money(owed['amount'], 'usd')} for {owed['deviceDays']} device-days not billed yet",
+    }
+    yield f"\nAttention:\n{fields(attention, width=20)}"
     for name, entries in found.get("details", {}).items():
         if entries:
             yield f"\n{LABELS[name]}:"

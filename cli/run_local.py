@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,12 +33,12 @@ from app.licenses import generate_private_key
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
 STOP_SECONDS: Final = 40
-LOOK_SECONDS: Final = 2
 PR_SET_PDEATHSIG: Final = 1
+Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main() -> None:
-    children: dict[str, subprocess.Popen[bytes]] = {}
+    children: Children = {}
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for signum in ends:
         signal.signal(signum, signal.default_int_handler)
@@ -55,7 +54,7 @@ def main() -> None:
         _stop(children)
 
 
-def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
+def _run(children: Children) -> None:
     """Start all, and return when one of them ends or the process that started us does."""
     parent = os.getppid()
     print("Reading the settings (.env) …", flush=True)
@@ -69,25 +68,29 @@ def _run(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
     run = _publish(settings, database_url)  # noqa: F841 - locked until this process ends
     if sandbox:
         print(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices …", flush=True)
-        children["Stripe sandbox"] = _start(_sandbox_command(settings, sandbox))
-        _wait(f"http://127.0.0.1:{sandbox}/_sandbox/state", children["Stripe sandbox"])
+        command = [
+            "tests.stripe_sandbox",
+            "--port", str(sandbox),
+            "--data", str(settings.data_dir / "stripe-sandbox.json"),
+            "--webhook-url", f"http://127.0.0.1:{settings.port}/webhooks/stripe",
+            "--webhook-secret", settings.stripe_webhook_secrets[0],
+            "--promo", "LAUNCH20=20",
+        ]  # fmt: skip
+        _start(children, "Stripe sandbox", command, f"http://127.0.0.1:{sandbox}/_sandbox/state")
         setup = [sys.executable, "-m", "flask", "stripe", "setup"]
         done = subprocess.run(setup, cwd=ROOT, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"flask stripe setup failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     print(f"Starting the service on port {settings.port} …", flush=True)
-    children["service"] = _start([sys.executable, "-m", "gunicorn", "wsgi:app"])
-    _wait(f"http://127.0.0.1:{settings.port}/health", children["service"])
+    _start(children, "service", ["gunicorn", "wsgi:app"], f"http://127.0.0.1:{settings.port}/health")
     print(_welcome(settings, sandbox), flush=True)
-    look_at = time.monotonic()
     while os.getppid() == parent:
         for name, child in children.items():
             if child.poll() is not None:
                 raise SystemExit(f"The {name} has ended with code {child.returncode}; stopping the rest.")
-        if settings.database_url is None and time.monotonic() > look_at:
+        if settings.database_url is None:
             embedded.revive(settings.data_dir)
-            look_at = time.monotonic() + LOOK_SECONDS
-        time.sleep(0.3)
+        time.sleep(1)
 
 
 def _prepare(settings: Settings) -> str:
@@ -171,19 +174,11 @@ def _sandbox_port(settings: Settings) -> int | None:
     return base.port
 
 
-def _sandbox_command(settings: Settings, port: int) -> list[str]:
-    return [
-        sys.executable, "-m", "tests.stripe_sandbox",
-        "--port", str(port),
-        "--data", str(settings.data_dir / "stripe-sandbox.json"),
-        "--webhook-url", f"http://127.0.0.1:{settings.port}/webhooks/stripe",
-        "--webhook-secret", settings.stripe_webhook_secrets[0],
-        "--promo", "LAUNCH20=20",
-    ]  # fmt: skip
+def _start(children: Children, name: str, command: Sequence[str], url: str) -> None:
+    """A Python module out of reach of the terminal's Ctrl-C, that ends when this process ends, however.
 
-
-def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """A child out of reach of the terminal's Ctrl-C, that ends when this process ends, however."""
+    Returns when `url` answers.
+    """
 
     def end_with_parent() -> None:
         if sys.platform == "linux":
@@ -192,22 +187,23 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     # Below `warning` every request would be a line, and the banner out of sight.
     preferred = {"LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
     unset = {name: value for name, value in preferred.items() if name not in environment()}
-    env = unset | dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, preexec_fn=end_with_parent)
-
-
-def _wait(url: str, child: "subprocess.Popen[bytes]") -> None:
+    child = children[name] = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=unset | dict(os.environ) | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
     deadline = time.monotonic() + START_SECONDS
     while child.poll() is None and time.monotonic() < deadline:
-        try:
+        with suppress(OSError):
             urllib.request.urlopen(url, timeout=2).close()
             return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        time.sleep(0.1)
     raise ConfigError(f"{url} does not answer; see the lines above (is its port taken?)")
 
 
-def _stop(children: dict[str, "subprocess.Popen[bytes]"]) -> None:
+def _stop(children: Children) -> None:
     """End each child, the last one first, and whatever it has left behind in its process group."""
     for child in reversed(children.values()):
         if child.poll() is None:

@@ -37,10 +37,9 @@ def setup(webhook_url: str | None) -> Answer:
     Example:
       flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
     """
-    from app.schemas.webhooks import EndpointRequest
     from app.services.stripe_setup import set_up
 
-    lines, notes = set_up(load(EndpointRequest(), url=webhook_url)["url"])
+    lines, notes = set_up(load("webhooks:EndpointRequest", url=webhook_url)["url"])
     for note in notes:
         hint(note)
     return Answer({"env": lines, "notes": notes}, [f"{name}={value}" for name, value in lines.items()])
