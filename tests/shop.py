@@ -13,6 +13,11 @@ from tests.stripe_sandbox import Delivery, Sandbox, billing, routes, shapes
 HOOK = "http://service.test/webhooks/stripe"
 
 
+def assert_refused(answer: TestResponse, code: int, word: str) -> None:
+    """Refused with this code, and the message has this word."""
+    assert (answer.status_code, word in answer.json["message"]) == (code, True), answer.json
+
+
 class Shop:
     """Prices for starter and professional are there; the sandbox's events wait for `deliver`."""
 

@@ -581,42 +581,6 @@ def test_an_endpoint_hears_what_it_asked_for_until_it_answers_200(sandbox: Sandb
     assert [d.status for d in sandbox.webhooks.deliveries] == [500, 200]
 
 
-def test_the_clock_waits_for_webhooks(sandbox: Sandbox, shop: Shop, paid: str) -> None:
-    """What a service adds to the draft when it hears of it is on the invoice."""
-
-    def transport(url: str, body: bytes, headers: dict[str, str]) -> int:
-        event = json.loads(body)
-        if event["type"] == "invoice.created":
-            shop.overage(invoice=event["data"]["object"]["id"])
-        return 200
-
-    usual = sandbox.webhooks.transport
-    sandbox.webhooks.targets["http://service.test/"] = "whsec_s"
-    sandbox.webhooks.transport, sandbox.webhooks.mode = transport, "deliver"
-    try:
-        sandbox.advance(days=70, in_steps=True)
-    finally:
-        sandbox.webhooks.transport, sandbox.webhooks.mode = usual, "hold"
-        del sandbox.webhooks.targets["http://service.test/"]
-    assert [i["amount_paid"] for i in sandbox.every("invoice")] == [2900, 3350, 3350]
-
-
-def test_control_over_http(sandbox: Sandbox, client: Any, shop: Shop) -> None:
-    def send(command: str, **arguments: Any) -> requests.Response:
-        return requests.post(f"{sandbox.url}/_sandbox/{command}", json=arguments, timeout=5)
-
-    sub = send("pay", session=shop.session().id).json()["result"]["subscription"]
-    send("card", customer=shop.customer, card="decline")
-    assert send("advance", days=31).status_code == 200
-    assert client.subscriptions.retrieve(sub).status == "past_due"
-    send("faults", fail_next={"n": 1, "status": 429})
-    assert refused(client.customers.list)[0] == 429
-    for command, arguments, status in (
-        ("advance", {"years": 1}, 400), ("pay", {"session": "cs_no"}, 404), ("nonsense", {}, 404),
-    ):  # fmt: skip
-        assert send(command, **arguments).status_code == status
-
-
 def test_the_process_keeps_its_state(tmp_path: Path) -> None:
     """Killed or ended: objects, account, clock, idempotency keys, and events that nobody took yet."""
     with socket.socket() as probe:
