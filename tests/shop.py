@@ -15,6 +15,11 @@ HOOK = "http://service.test/webhooks/stripe"
 _made_by_setup: list[dict[str, Any]] = []  # by the first shop of this process; the others' setup finds it
 
 
+def assert_refused(answer: TestResponse, code: int, word: str) -> None:
+    """Refused with this code, and the message has this word."""
+    assert (answer.status_code, word in answer.json["message"]) == (code, True), answer.json
+
+
 class Shop:
     """Prices for starter and professional are there; the sandbox's events wait for `deliver`."""
 

@@ -5,13 +5,11 @@ CONVERGENCE_EXAMPLES=500 looks longer than the suite does.
 
 import os
 import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
-import psycopg2.extensions
 import pytest
 import stripe
 from flask import Flask
@@ -19,12 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from app.context import set_actor
-from app.db import Cursor
 from app.plans import PLANS
 from app.services.stripe_reconcile import sync_all
-from app.stripe_gateway import HttpClient
 from tests.conftest import ADMIN, WEBHOOK_SECRET
 from tests.shop import Shop
+from tests.stripe.conftest import Fuse
 from tests.stripe_sandbox import Refusal, Sandbox
 from tests.tokens import claims_of
 
@@ -61,47 +58,8 @@ steps = st.one_of(
 losses = st.tuples(st.just("lose_event"), st.integers(0, 99))
 
 
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Fuse:
-    """Kills what a thread does after so many steps: calls to Stripe and statements, begun or done."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._local = threading.local()
-        call, execute = HttpClient.request_with_retries, psycopg2.extensions.cursor.execute
-
-        def burning_call(client: HttpClient, *args: Any, **kwargs: Any) -> Any:
-            self._burn()
-            answer = call(client, *args, **kwargs)
-            self._burn()
-            return answer
-
-        def burning_execute(cursor: Any, *args: Any) -> None:
-            self._burn()
-            execute(cursor, *args)
-            self._burn()
-
-        monkeypatch.setattr(HttpClient, "request_with_retries", burning_call)
-        monkeypatch.setattr(Cursor, "execute", burning_execute, raising=False)
-
-    def _burn(self) -> None:
-        left = getattr(self._local, "left", None)
-        if left == 0:
-            raise Killed
-        if left:
-            self._local.left = left - 1
-
-    @contextmanager
-    def lit(self, length: int | None) -> Iterator[None]:
-        self._local.left = length
-        try:
-            yield
-        except Killed:
-            pass
-        finally:
-            self._local.left = None
+class Nothing(Exception):
+    """The customer has no such thing at Stripe yet."""
 
 
 class Account:
@@ -184,10 +142,15 @@ class Account:
             assert answer.status_code in ANSWERS, (path, answer.text)
         self.sandbox.faults.clear()
 
-    def _newest(self, customer_id: str, kind: str) -> dict[str, Any] | None:
+    def _newest(self, customer_id: str, kind: str = "subscription") -> dict[str, Any]:
         ids = self._stripe_ids(customer_id)
         found = [obj for obj in self.sandbox.every(kind) if obj["customer"] in ids]
-        return found[-1] if found else None
+        if not found:
+            raise Nothing
+        return found[-1]
+
+    def _page(self, customer_id: str) -> str:
+        return str(self._newest(customer_id, "checkout.session")["id"])
 
     def _stripe_ids(self, customer_id: str) -> set[str]:
         with self.sandbox.world.transaction() as world:
@@ -199,24 +162,16 @@ class Account:
         self._ask("POST", "/api/subscriptions/create-checkout", body)
 
     def pay(self, customer_id: str, how: str) -> None:
-        session = self._newest(customer_id, "checkout.session")
-        if session:
-            getattr(self.sandbox, how)(session["id"])
+        getattr(self.sandbox, how)(self._page(customer_id))
 
     def settle(self, customer_id: str, succeed: bool) -> None:
-        session = self._newest(customer_id, "checkout.session")
-        if session:
-            self.sandbox.settle(session["id"], succeed)
+        self.sandbox.settle(self._page(customer_id), succeed)
 
     def success_page(self, customer_id: str, _: None) -> None:
-        session = self._newest(customer_id, "checkout.session")
-        if session:
-            self._ask("GET", f"/checkout/success?session_id={session['id']}")
+        self._ask("GET", f"/checkout/success?session_id={self._page(customer_id)}")
 
     def _change(self, customer_id: str, what: str, body: Any = None) -> None:
-        sub = self._newest(customer_id, "subscription")
-        if sub:
-            self._ask("POST", f"/api/subscriptions/{sub['id']}/{what}", body)
+        self._ask("POST", f"/api/subscriptions/{self._newest(customer_id)['id']}/{what}", body)
 
     def upgrade(self, customer_id: str, plan: str) -> None:
         self._change(customer_id, "upgrade", {"plan": plan})
@@ -228,16 +183,14 @@ class Account:
         self._change(customer_id, "resume")
 
     def portal(self, customer_id: str, what: str) -> None:
-        sub = self._newest(customer_id, "subscription")
-        if sub and what in ("cancel", "resume"):
-            getattr(self.sandbox, f"portal_{what}")(sub["id"])
-        elif sub:
+        sub = self._newest(customer_id)
+        if what in self.shop.prices:
             self.sandbox.portal_switch(sub["id"], self.shop.prices[what])
+        else:
+            getattr(self.sandbox, f"portal_{what}")(sub["id"])
 
     def dashboard(self, customer_id: str, what: str) -> None:
-        sub = self._newest(customer_id, "subscription")
-        if sub is None:
-            return
+        sub = self._newest(customer_id)
         if what == "second":
             self.sandbox.create_subscription(sub["customer"], self.shop.prices["starter"])
         elif what == "third":
@@ -253,9 +206,7 @@ class Account:
             self.sandbox.set_status(sub["id"], what)
 
     def card(self, customer_id: str, card: str) -> None:
-        sub = self._newest(customer_id, "subscription")
-        if sub:
-            self.sandbox.set_card(sub["customer"], card)
+        self.sandbox.set_card(self._newest(customer_id)["customer"], card)
 
     def time(self, _: str, days: int) -> None:
         self.sandbox.advance(days=days)
@@ -273,9 +224,9 @@ class Account:
         self.fuse_length = length
 
     def take(self, customer_id: str, step: tuple[str, Any]) -> None:
-        """One step; what Stripe itself would refuse just does not happen."""
+        """One step; what Stripe itself would refuse, or has nothing for, just does not happen."""
         name, given_ = step
-        with suppress(Refusal):
+        with suppress(Refusal, Nothing):
             getattr(self, name)(customer_id, given_)
 
     def settle_down(self) -> None:
@@ -373,11 +324,6 @@ def check(account: Account, customer_id: str, sql: Callable[..., Any]) -> None:
         assert claims["exp"] == (grace if status == "past_due" else longest)
     elif status != "trialing":
         assert claims["exp"] == claims["iat"] + 7 * DAY
-
-
-@pytest.fixture
-def fuse(monkeypatch: pytest.MonkeyPatch) -> Fuse:
-    return Fuse(monkeypatch)
 
 
 @pytest.fixture

@@ -111,16 +111,10 @@ def test_silence_is_502_and_known_as_such(api: responses.RequestsMock, failure: 
 @pytest.mark.parametrize(
     "body",
     [
-        "{}",
-        "[]",
-        "null",
-        "5",
-        "<html>",
-        '{"object": "list"}',
-        '{"error": "x"}',
+        "{}", "[]", "null", "5", "<html>", '{"object": "list"}', '{"error": "x"}',
         '{"object": "list", "data": 1}',
     ],
-)
+)  # fmt: skip
 def test_an_answer_that_is_not_stripes_is_502(api: responses.RequestsMock, status: int, body: str) -> None:
     raised, _ = refused(api, status, body=body)
     assert (type(raised), raised.code) == (StripeFailed, 502)
@@ -143,20 +137,11 @@ def test_what_stripe_does_not_find_is_none(api: responses.RequestsMock) -> None:
         api.get(f"{API}/{path}", json=missing, status=404)
     api.delete(f"{API}/customers/cus_1", json=missing, status=404)
     asked = gateway()
-    found = (
-        asked.retrieve_subscription("sub_1"),
-        asked.retrieve_checkout("cs_1"),
-        asked.retrieve_customer("cus_1"),
-    )
-    assert found == (None, None, None)
+    assert asked.retrieve_subscription("sub_1") is None
+    assert asked.retrieve_checkout("cs_1") is None
+    assert asked.retrieve_customer("cus_1") is None
     asked.delete_customer("cus_1")
     assert len(api.calls) == 5
-
-
-def test_without_a_key_nothing_is_asked() -> None:
-    with responses.RequestsMock() as mock, pytest.raises(Unavailable, match="STRIPE_SECRET_KEY is not set"):
-        gateway(STRIPE_SECRET_KEY="").retrieve_subscription("sub_1")
-    assert len(mock.calls) == 0
 
 
 def test_every_call_that_writes_has_a_key_in_the_source() -> None:
@@ -177,22 +162,10 @@ def test_version_timeouts_key_and_no_telemetry(api: responses.RequestsMock) -> N
         assert call.request.req_kwargs["timeout"] == (5, 20)
 
 
-def test_lists_are_read_to_their_end(api: responses.RequestsMock) -> None:
-    for ids, more, after in ((["cus_1", "cus_2"], True, {}), (["cus_3"], False, {"starting_after": "cus_2"})):
-        page = {"object": "list", "url": "/v1/customers", "has_more": more}
-        page["data"] = [{"id": id, "object": "customer"} for id in ids]
-        match = responses.matchers.query_param_matcher({"limit": "100", **after})
-        api.get(f"{API}/customers", json=page, match=[match])
-    assert [found["id"] for found in gateway().list_customers()] == ["cus_1", "cus_2", "cus_3"]
-
-
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        (
-            {"account": "acct_other"},
-            "the key is of account acct_other, test mode, but this database is for acct_",
-        ),
+        ({"account": "acct_other"}, "the key is of account acct_other, test mode, but this database is for"),
         ({"revoked": True}, "Stripe refuses this key: Expired API Key provided"),
         ({"without": ["customer_write"]}, "Having the 'rak_customer_write' permission would allow"),
         ({"without": ["accounts_kyc_basic_read"]}, "Having the 'rak_accounts_kyc_basic_read' permission"),
@@ -226,19 +199,16 @@ def price(id: str = "price_1", lookup_key: str | None = "zemfyre_starter", **met
 
 
 def item(sold: dict[str, Any], start: int = T0, quantity: int = 1) -> dict[str, Any]:
-    return {
-        "price": sold,
-        "current_period_start": start,
-        "current_period_end": start + 100,
-        "quantity": quantity,
-    }
+    period = {"current_period_start": start, "current_period_end": start + 100}
+    return {"price": sold, "quantity": quantity, **period}
 
 
-def row(*items: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def row(*items: dict[str, Any], lacking: str = "", **fields: Any) -> dict[str, Any]:
     found = {
         "id": "sub_1", "customer": "cus_1", "status": "active", "created": T0, "trial_end": None,
         "items": {"data": list(items) or [item(price())]}, **fields,
     }  # fmt: skip
+    found.pop(lacking, None)
     return subscription_row(found, lambda sold: plan_of_price(sold, {"price_e": "enterprise"}) or "unknown")
 
 
@@ -251,6 +221,12 @@ def test_the_row_of_an_ordinary_subscription() -> None:
         "cancel_at_period_end": False, "cancel_at": as_time(T0 + 100), "ended_at": None,
         "created_at": as_time(T0), "details": {},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("lacking", ["id", "items", "status", "created", "customer"])
+def test_a_subscription_that_lacks_something_is_a_failure_of_stripe(lacking: str) -> None:
+    with pytest.raises(StripeFailed):
+        row(lacking=lacking)
 
 
 @pytest.mark.parametrize(
@@ -346,13 +322,3 @@ def test_the_console_stays_below_the_rate(
     for _ in range(3):
         asked.retrieve_customer("cus_1")
     assert [round(wait) for wait in waits] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("lacking", ["id", "items", "status", "created", "customer"])
-def test_a_subscription_that_lacks_something_is_a_failure_of_stripe(lacking: str) -> None:
-    price = {"id": "price_1", "recurring": {"interval": "month"}, "unit_amount": 2900, "currency": "usd"}
-    item = {"price": price, "current_period_start": 1, "current_period_end": 2}
-    whole = {"id": "sub_1", "customer": "cus_1", "status": "active", "created": 1, "items": {"data": [item]}}
-    assert subscription_row(whole, lambda price: "starter")["plan"] == "starter"
-    with pytest.raises(StripeFailed):
-        subscription_row({k: v for k, v in whole.items() if k != lacking}, lambda price: "starter")

@@ -9,11 +9,9 @@ from typing import Any
 
 import psycopg2
 import pytest
-import stripe
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from app.db import Cursor
 from app.errors import Conflict
 from app.services import overage
 from app.services.privacy import erase_customer
@@ -21,7 +19,9 @@ from app.services.report import business_report
 from app.services.stripe_sync import sync_customer
 from tests.conftest import ADMIN
 from tests.shop import HOOK, Shop
+from tests.stripe.conftest import Fuse
 from tests.stripe_sandbox import Refusal, billing
+from tests.tokens import claims_of
 
 DAY = timedelta(days=1)
 
@@ -35,12 +35,10 @@ class Overage:
     def today(self) -> date:
         return datetime.fromtimestamp(self.sandbox.now(), UTC).date()
 
-    def subscriber(self, tomorrow: int | None = None) -> tuple[str, str]:
-        """A customer who pays for 10 devices, has overage on, uses so many tomorrow; and the subscription."""
-        customer_id, subscription_id = self.shop.subscribe("starter")
+    def subscriber(self, plan: str = "starter") -> tuple[str, str]:
+        """A customer who pays and has overage on, and the subscription."""
+        customer_id, subscription_id = self.shop.subscribe(plan)
         self.service(overage.switch_on, customer_id)
-        if tomorrow:
-            self.report(customer_id, self.today() + DAY, tomorrow)
         return customer_id, subscription_id
 
     def service(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -141,61 +139,62 @@ def test_the_renewal_carries_one_line(over: Overage):
 
 
 def test_several_workers_at_once_make_one_line(over: Overage):
-    over.subscriber(tomorrow=15)
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
     over.to_period_end()
     events = list(over.sandbox.webhooks.pending)
     over.sandbox.webhooks.deliver_parallel(events, [HOOK])
     over.shop.deliver()
     assert over.lines() == [("draft", 5, 50)]
-    assert len([r for r in over.sandbox.requests if (r.method, r.path) == ("POST", "/v1/invoiceitems")]) == 1
+    assert len(over.items()) == 1
 
 
-def test_a_draft_that_we_missed_is_paid_with_the_next_invoice(over: Overage):
-    customer_id, _ = over.subscriber(tomorrow=15)
-    over.to_period_end()
-    over.sandbox.advance(hours=2)
-    over.shop.deliver()
-    assert over.lines() == []
-    assert [item["invoice"] for item in over.items()] == [None]
-    assert over.billing(customer_id, "previous")["state"] == "billed"
-    over.renew()
-    assert over.lines() == [("paid", 5, 50)]
-
-
-def test_cancelled_at_once_it_is_invoiced_with_what_was_missed(over: Overage):
-    customer_id, subscription_id = over.subscriber(tomorrow=15)
-    over.to_period_end()
-    over.sandbox.advance(hours=2)
-    over.shop.deliver()
+def test_a_draft_that_we_missed_is_paid_with_the_next_invoice_or_at_the_end(over: Overage):
+    customer_id, subscription_id = over.subscriber()
+    for active, paid in ((15, []), (16, [("paid", 5, 50)])):
+        over.report(customer_id, over.today() + DAY, active)
+        over.to_period_end()
+        over.sandbox.advance(hours=2)
+        over.shop.deliver()
+        assert over.lines() == paid
+        assert [item["quantity"] for item in over.items() if item["invoice"] is None] == [active - 10]
+        assert over.billing(customer_id, "previous")["state"] == "billed"
     over.report(customer_id, over.today() + DAY, 12)
     over.report(customer_id, over.today() + 9 * DAY, 12)
     over.sandbox.advance(days=5)
     over.sandbox.cancel_subscription(subscription_id)
     over.shop.deliver()
-    assert over.lines() == [("paid", 2, 20), ("paid", 5, 50)]
-    assert len([i for i in over.sandbox.every("invoice") if i["metadata"].get("overage")]) == 1
     over.sandbox.deliver(again=True)
-    assert len(over.lines()) == 2
+    assert over.lines() == [("paid", 5, 50), ("paid", 2, 20), ("paid", 6, 60)]
+    assert len([i for i in over.sandbox.every("invoice") if i["metadata"].get("overage")]) == 1
 
 
-def test_cancelled_while_the_renewal_is_a_draft_it_has_its_own_invoice(over: Overage):
-    _, subscription_id = over.subscriber(tomorrow=15)
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_period_that_is_the_last_has_its_own_invoice(over: Overage, planned: bool):
+    """Cancelled for its end, or just after it, while the renewal is a draft."""
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.sandbox.update_subscription(subscription_id, cancel_at_period_end=planned)
     over.to_period_end()
-    over.sandbox.cancel_subscription(subscription_id)
+    if not planned:
+        over.sandbox.cancel_subscription(subscription_id)
+    over.shop.deliver()
+    over.sandbox.advance(hours=2)
     over.shop.deliver()
     assert over.lines() == [("paid", 5, 50)]
 
 
-def test_a_clock_set_back_bills_no_day_twice(over: Overage):
+def test_a_clock_set_back_bills_no_day_twice(over: Overage, sql: Callable[..., Any]):
     customer_id, _ = over.subscriber()
-    over.sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
+    sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
     over.service(overage.switch_on, customer_id, cap=30)
     over.report(customer_id, over.today() + DAY, 15)
     assert over.billing(customer_id)["amount"] == 50
 
 
 def test_cancelled_for_the_period_end_it_is_invoiced_then(over: Overage):
-    _, subscription_id = over.subscriber(tomorrow=15)
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
     over.sandbox.update_subscription(subscription_id, cancel_at_period_end=True)
     over.renew()
     assert over.lines() == [("paid", 5, 50)]
@@ -246,27 +245,23 @@ def test_reports_before_the_bill_correct_it_and_later_ones_are_late(over: Overag
     assert over.lines() == [("paid", 3, 30), ("paid", 2, 20)]
 
 
-def test_a_bill_never_changes(over: Overage):
-    over.subscriber(tomorrow=12)
+def test_a_bill_never_changes_and_a_restored_database_makes_no_second_line(
+    over: Overage, sql: Callable[..., Any]
+):
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 12)
     over.renew()
     for statement in ("UPDATE overage_days SET over = 1", "UPDATE overage_days SET state = 'open'",
                       "DELETE FROM overage_days"):  # fmt: skip
         with pytest.raises(psycopg2.errors.RaiseException):
-            over.sql(statement)
-    assert over.sql("SELECT state, over FROM overage_days") == [{"state": "billed", "over": 2}]
-
-
-def test_a_restored_database_makes_no_second_line(over: Overage):
-    customer_id, _ = over.subscriber(tomorrow=12)
-    over.renew()
-    over.sql("TRUNCATE overage_days, overage_periods")
+            sql(statement)
+    assert sql("SELECT state, over FROM overage_days") == [{"state": "billed", "over": 2}]
+    sql("TRUNCATE overage_days, overage_periods")
     over.sandbox.advance(days=2)  # beyond the idempotency keys
     over.service(overage.settle, customer_id)
     assert over.lines() == [("paid", 2, 20)]
     assert over.billing(customer_id, "previous")["state"] == "billed"
-    assert [row["invoice_item_id"] for row in over.sql("SELECT * FROM overage_days")] == [
-        over.items()[0]["id"]
-    ]
+    assert [row["invoice_item_id"] for row in sql("SELECT * FROM overage_days")] == [over.items()[0]["id"]]
 
 
 def test_the_price_and_limit_of_a_day_are_the_plan_of_that_day(over: Overage):
@@ -339,7 +334,8 @@ def test_a_coupon_does_not_discount_it_and_tax_is_left_to_stripe(over: Overage, 
 
 def test_shadow_tells_stripe_nothing_and_is_never_billed_later(over: Overage, make_app: Callable[..., Any]):
     on, over.shop.app = over.shop.app, make_app(OVERAGE="shadow")
-    customer_id, _ = over.subscriber(tomorrow=15)
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
     over.renew()
     over.shop.app = on
     over.service(overage.settle, customer_id)
@@ -349,28 +345,25 @@ def test_shadow_tells_stripe_nothing_and_is_never_billed_later(over: Overage, ma
     assert over.service(business_report)["overage"] == {"deviceDays": 0, "amount": 0}
 
 
-def test_erasing_waives_what_is_open_and_keeps_the_days(over: Overage):
-    customer_id, _ = over.subscriber(tomorrow=15)
-    assert over.billing(customer_id)["amount"] == 50
-    over.service(erase_customer, customer_id)
-    over.shop.deliver()
+@pytest.mark.parametrize("where", ["here", "at Stripe"])
+def test_who_is_gone_pays_nothing_and_the_days_stay(over: Overage, sql: Callable[..., Any], where: str):
+    customer_id, _ = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.sandbox.advance(days=3)
+    if where == "here":
+        assert over.billing(customer_id)["amount"] == 50
+        over.service(erase_customer, customer_id)
+    else:
+        over.sandbox.delete_customer(over.shop.stripe_id(customer_id))
+    assert all(delivery.ok for delivery in over.shop.deliver())
     over.service(overage.settle, customer_id)
     assert over.items() == []
-    assert [row["over"] for row in over.sql("SELECT over FROM overage_days")] == [5]
-
-
-def test_a_customer_deleted_at_stripe_stops_nothing(over: Overage):
-    customer_id, _ = over.subscriber(tomorrow=15)
-    over.sandbox.advance(days=3)
-    with over.sandbox.world.transaction() as world:
-        billing.delete_customer(world, world.get("customer", over.shop.stripe_id(customer_id)))
-    assert all(delivery.ok for delivery in over.shop.deliver())
-    assert over.items() == []
-    assert [(row["state"], row["over"]) for row in over.sql("SELECT * FROM overage_days")] == [("open", 5)]
+    assert [row["over"] for row in sql("SELECT over FROM overage_days")] == [5]
 
 
 def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_changes(over: Overage):
-    customer_id, subscription_id = over.subscriber(tomorrow=13)
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 13)
     over.sandbox.advance(days=3)
     over.sandbox.portal_switch(subscription_id, over.shop.yearly["starter"])
     over.shop.deliver()
@@ -381,14 +374,12 @@ def test_a_yearly_subscription_is_billed_at_its_renewal_or_when_the_interval_cha
     assert sorted(over.lines()) == [("paid", 3, 30), ("paid", 8, 80)]
 
 
-def test_who_may_have_overage(over: Overage, make_app: Callable[..., Any]):
+def test_the_cap_is_in_the_license_and_off_means_off(over: Overage, make_app: Callable[..., Any]):
     customer_id, _ = over.subscriber()
-    with pytest.raises(Conflict, match="below the 10"):
-        over.service(overage.switch_on, customer_id, cap=9)
-    with pytest.raises(Conflict, match="no active paid"):
-        over.service(overage.switch_on, over.shop.customer())
     assert over.service(overage.switch_on, customer_id, cap=40) == 40
-    assert over.shop.get(f"/api/licenses/{customer_id}")["license"]
+    claims = claims_of(over.shop.get(f"/api/licenses/{customer_id}")["license"])
+    assert claims["features"]["maxDevices"] == 40
+    assert over.shop.subscription(customer_id)["deviceLimit"] == 10
     over.shop.app = make_app(OVERAGE="off")
     with pytest.raises(Conflict, match="OVERAGE"):
         over.service(overage.switch_on, customer_id)
@@ -406,36 +397,6 @@ def test_the_routes_refuse_what_is_not_there_or_not_theirs(over: Overage):
     ):  # fmt: skip
         assert client.get(path + wrong, headers=ADMIN).status_code == status, wrong
     assert client.get(f"/api/usage/{other}/billing", headers=ADMIN).status_code == 404
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Fuse:
-    """Ends what runs after so many steps: statements and calls to Stripe, each before and after."""
-
-    left: int | None = None
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for target, name in ((psycopg2.extensions.cursor, "execute"), (stripe.RequestsClient, "request")):
-            self._burn_around(monkeypatch, target, name)
-
-    def _burn_around(self, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
-        original = getattr(target, name)
-
-        def burning(*args: Any, **kwargs: Any) -> Any:
-            self._burn()
-            answer = original(*args, **kwargs)
-            self._burn()
-            return answer
-
-        monkeypatch.setattr(Cursor if name == "execute" else target, name, burning, raising=False)
-
-    def _burn(self) -> None:
-        if self.left == 0:
-            raise Killed
-        self.left = self.left and self.left - 1
 
 
 class Ledger:
@@ -569,13 +530,9 @@ class Life:
         return len(self.sandbox.webhooks.pending)
 
     def _bring(self, event: dict[str, Any], length: int | None = None) -> None:
-        self.fuse.left, delivered = length, []
-        try:
+        delivered = []
+        with self.fuse.lit(length):
             delivered = self.sandbox.webhooks.deliver(event, HOOK)
-        except Killed:
-            pass
-        finally:
-            self.fuse.left = None
         self.over.sql("DELETE FROM leases")  # as after the minute that they last
         if delivered and delivered[0].ok:
             self.undone = [other for other in self.undone if other["id"] != event["id"]]
@@ -625,9 +582,8 @@ steps = st.one_of(
 )
 
 
-def test_every_day_is_billed_exactly_once(over: Overage, monkeypatch: pytest.MonkeyPatch):
+def test_every_day_is_billed_exactly_once(over: Overage, fuse: Fuse):
     """OVERAGE_EXAMPLES=500 looks longer than the suite does."""
-    fuse = Fuse(monkeypatch)
 
     @settings(
         max_examples=int(os.environ.get("OVERAGE_EXAMPLES", "8")),
@@ -654,20 +610,15 @@ def test_every_day_is_billed_exactly_once(over: Overage, monkeypatch: pytest.Mon
     live()
 
 
-def test_killed_at_each_step_it_makes_one_line(over: Overage, monkeypatch: pytest.MonkeyPatch):
-    fuse = Fuse(monkeypatch)
+def test_killed_at_each_step_it_makes_one_line(over: Overage, fuse: Fuse):
     customer_id, _ = over.subscriber()
     killed, periods = True, 0
     while killed:
         over.report(customer_id, over.today() + DAY, 15)
         over.to_period_end()
-        fuse.left, killed = 2 * periods, False  # each step has a moment before and one after
-        try:
+        with fuse.lit(2 * periods):  # each step has a moment before and one after
             over.service(overage.settle, customer_id)
-        except Killed:
-            killed = True
-        finally:
-            fuse.left = None
+            killed = False
         over.sql("DELETE FROM leases")
         over.sandbox.advance(days=2)  # beyond the idempotency keys
         over.service(overage.settle, customer_id)

@@ -10,7 +10,7 @@ import pytest
 from app.entitlements import LIVE_STATUSES
 from tests.conftest import ADMIN
 from tests.factories import bearer
-from tests.shop import Shop
+from tests.shop import Shop, assert_refused
 from tests.tokens import claims_of
 
 Sql = Callable[..., list[dict[str, Any]]]
@@ -58,15 +58,16 @@ def test_the_interval_stays_unless_another_is_asked_for(shop: Shop) -> None:
     customer_id = shop.customer()
     shop.sandbox.pay(shop.checkout(customer_id, "starter", interval="year")["sessionId"])
     shop.deliver()
+    assert (shop.charges(), shop.plan_and_status(customer_id)) == ([29_000], ("starter", "active"))
     subscription_id = shop.subscription(customer_id)["subscriptionId"]
+    assert shop.subscription(customer_id)["interval"] == "year"
     for more, interval in (({}, "year"), ({"interval": "month"}, "month")):
         answer = upgrade(shop, subscription_id, "professional", **more)
         assert (answer.status_code, answer.json["subscription"]["interval"]) == (200, interval)
         price = at_stripe(shop, subscription_id)["items"]["data"][0]["price"]
         assert price["recurring"]["interval"] == interval
         assert shop.subscription(customer_id)["plan"] == "professional"
-    answer = upgrade(shop, subscription_id, "professional")
-    assert (answer.status_code, "already" in answer.json["message"]) == (409, True)
+    assert_refused(upgrade(shop, subscription_id, "professional"), 409, "already")
 
 
 def test_down_up_and_down_again_within_a_day(shop: Shop) -> None:
@@ -142,15 +143,21 @@ def test_only_our_item_is_changed(shop: Shop) -> None:
     assert prices == {support, shop.prices["professional"]}
 
 
-def test_another_product_is_404_and_left_alone(shop: Shop, console: Callable[..., Any]) -> None:
-    customer_id, subscription_id = shop.subscribe("starter")
+def test_another_product_is_left_alone(shop: Shop, console: Callable[..., Any], sql: Sql) -> None:
+    """It ends no trial, blocks no checkout, grants nothing, and is not found by what changes things."""
+    customer_id = shop.customer(plan="professional")
+    shop.checkout(customer_id)
     support = shop.sandbox.create_subscription(shop.stripe_id(customer_id), shop.make_price(70_000))["id"]
     shop.deliver()
+    assert shop.plan_and_status(customer_id) == ("professional", "trialing")
+    own = shop.sandbox.pay(shop.checkout(customer_id, "starter")["sessionId"])["subscription"]
+    shop.deliver()
+    console("stripe", "sync")
+    assert [row["subscription_id"] for row in sql("SELECT * FROM subscriptions WHERE paid")] == [own]
     for what, body in (("upgrade", {"plan": "professional"}), ("cancel", None), ("resume", None)):
         assert shop.act(support, what, body).status_code == 404
     assert console("customer", "deactivate", "--id", customer_id).exit_code == 0
-    statuses = [at_stripe(shop, one)["status"] for one in (support, subscription_id)]
-    assert statuses == ["active", "canceled"]
+    assert [at_stripe(shop, one)["status"] for one in (support, own)] == ["active", "canceled"]
 
 
 def test_a_double_click_pays_once(shop: Shop) -> None:
@@ -171,9 +178,6 @@ def test_a_double_click_pays_once(shop: Shop) -> None:
 
 
 def test_what_cannot_be_upgraded(shop: Shop) -> None:
-    trial = shop.customer(plan="starter")
-    answer = upgrade(shop, shop.subscription(trial)["subscriptionId"])
-    assert (answer.status_code, "checkout" in answer.json["message"]) == (409, True)
     assert upgrade(shop, "sub_unknown").status_code == 404
     customer_id, subscription_id = shop.subscribe("starter")
     assert upgrade(shop, subscription_id, "starter").status_code == 409
@@ -184,8 +188,7 @@ def test_what_cannot_be_upgraded(shop: Shop) -> None:
     assert shop.post(path, {"plan": "professional"}, bearer(token)).status_code == 403
     assert shop.act(subscription_id, "cancel").status_code == 200
     for plan in ("professional", "starter"):
-        answer = upgrade(shop, subscription_id, plan)
-        assert (answer.status_code, "checkout" in answer.json["message"]) == (409, True)
+        assert_refused(upgrade(shop, subscription_id, plan), 409, "checkout")
     assert price_at_stripe(shop, subscription_id) == shop.prices["starter"]
     assert shop.charges() == [2900]
 
@@ -231,8 +234,7 @@ def test_cancel_now(shop: Shop, sql: Sql) -> None:
     assert at_stripe(shop, subscription_id)["status"] == "canceled"
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
     shop.deliver()
-    again = shop.act(subscription_id, "cancel")
-    assert (again.status_code, "ended already" in again.json["message"]) == (409, True)
+    assert_refused(shop.act(subscription_id, "cancel"), 409, "ended already")
     lines = sql("SELECT actor, after FROM audit_log WHERE action = 'subscription.cancel' ORDER BY id")
     assert {line["actor"].partition(":")[0] for line in lines} == {"admin"}
     assert ["refused" in line["after"] for line in lines] == [False, False, True]
@@ -259,8 +261,7 @@ def test_cancel_at_period_end_and_resume(shop: Shop, sql: Sql) -> None:
     answer = shop.act(subscription_id, "resume")
     assert (answer.status_code, answer.json["subscription"]["cancelAtPeriodEnd"]) == (200, False)
     assert at_stripe(shop, subscription_id)["cancel_at"] is None
-    answer = shop.act(subscription_id, "resume")
-    assert (answer.status_code, "pending" in answer.json["message"]) == (409, True)
+    assert_refused(shop.act(subscription_id, "resume"), 409, "pending")
     assert len(sql("SELECT 1 FROM audit_log WHERE action = 'subscription.resume'")) == 3
     assert shop.act(subscription_id, "cancel", {"atPeriodEnd": True}).status_code == 200
     shop.sandbox.advance(days=32)
@@ -284,15 +285,12 @@ def test_resume_after_a_portal_cancellation(shop: Shop, heard: bool) -> None:
     assert shop.subscription(customer_id)["cancelAtPeriodEnd"] is False
 
 
-def test_a_local_trial_is_canceled_without_stripe(shop: Shop) -> None:
+def test_a_local_trial_has_no_period_to_end_with(shop: Shop) -> None:
     customer_id = shop.customer(plan="professional")
     trial_id = shop.subscription(customer_id)["subscriptionId"]
     answer = shop.act(trial_id, "cancel", {"atPeriodEnd": True})
     assert (answer.status_code, answer.json["subscription"]["status"]) == (200, "canceled")
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
-    assert shop.act(trial_id, "cancel").status_code == 409
-    assert shop.act(trial_id, "resume").status_code == 409
-    assert shop.sandbox.requests == []
 
 
 def test_what_is_refused_changes_nothing(shop: Shop) -> None:
@@ -308,14 +306,23 @@ def test_what_is_refused_changes_nothing(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
-def test_deactivate_ends_all_that_is_live_also_what_only_stripe_knows(
+def test_of_two_live_ones_the_better_counts_and_deactivate_ends_both(
     shop: Shop, console: Callable[..., Any], sql: Sql
 ) -> None:
+    """Also one that only Stripe knows."""
     customer_id, first = shop.subscribe("starter")
-    second = shop.sandbox.create_subscription(shop.stripe_id(customer_id), shop.prices["professional"])["id"]
+    another = (shop.stripe_id(customer_id), shop.prices["professional"])
+    second = shop.sandbox.create_subscription(*another)["id"]
+    shop.deliver()
+    assert shop.plan_and_status(customer_id) == ("professional", "active")
+    assert {shop.subscription(one)["status"] for one in (first, second)} == {"active"}
+    shop.sandbox.cancel_subscription(second)
+    shop.deliver()
+    assert shop.plan_and_status(customer_id) == ("starter", "active")
+    shop.sandbox.create_subscription(*another)
     result = console("customer", "deactivate", "--id", customer_id)
     assert result.exit_code == 0, result.output
-    assert {at_stripe(shop, id)["status"] for id in (first, second)} == {"canceled"}
+    assert shop.live() == []
     shop.deliver()
     assert shop.plan_and_status(customer_id) == ("trial", "canceled")
     assert console("customer", "deactivate", "--id", customer_id).exit_code == 1
@@ -394,21 +401,6 @@ def test_stripe_down_is_502_and_nothing_changes(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
-def test_an_account_that_is_not_ours_changes_nothing(shop: Shop, make_app: Any) -> None:
-    customer_id, subscription_id = shop.subscribe("starter")
-    shop.sandbox.add_key("sk_test_other", account="acct_other")
-    other = make_app(STRIPE_SECRET_KEY="sk_test_other").test_client()
-    for path, body in (
-        (f"/api/subscriptions/{subscription_id}/upgrade", {"plan": "professional"}),
-        (f"/api/subscriptions/{subscription_id}/cancel", {}),
-        ("/api/subscriptions/create-checkout", {"customerId": customer_id, "plan": "starter"}),
-    ):
-        answer = other.post(path, json=body, headers=ADMIN)
-        assert (answer.status_code, "STRIPE_SECRET_KEY" in answer.json["message"]) == (503, True)
-    assert shop.plan_and_status(customer_id) == ("starter", "active")
-    assert shop.charges() == [2900]
-
-
 # What happens at Stripe
 
 
@@ -444,24 +436,12 @@ def test_only_what_is_known_to_be_live_is_served_and_upgraded(shop: Shop, status
     shop.sandbox.set_status(subscription_id, status)
     live = status in LIVE_STATUSES
     if not live:
-        answer = upgrade(shop, subscription_id)
-        assert (answer.status_code, status in answer.json["message"]) == (409, True)
+        assert_refused(upgrade(shop, subscription_id), 409, status)
         assert shop.subscription(customer_id)["status"] == status
         assert price_at_stripe(shop, subscription_id) == shop.prices["starter"]
     shop.deliver()
     assert shop.plan_and_status(customer_id)[0] == ("starter" if live else "trial")
     assert shop.subscription(customer_id)["status"] == status
-
-
-def test_two_live_subscriptions_are_both_kept_and_the_better_counts(shop: Shop) -> None:
-    customer_id, first = shop.subscribe("starter")
-    second = shop.sandbox.create_subscription(shop.stripe_id(customer_id), shop.prices["professional"])["id"]
-    shop.deliver()
-    assert shop.plan_and_status(customer_id) == ("professional", "active")
-    assert {shop.subscription(one)["status"] for one in (first, second)} == {"active"}
-    shop.sandbox.cancel_subscription(second)
-    shop.deliver()
-    assert shop.plan_and_status(customer_id) == ("starter", "active")
 
 
 def test_the_first_payment_ends_the_trial_for_good(shop: Shop) -> None:
@@ -474,18 +454,6 @@ def test_the_first_payment_ends_the_trial_for_good(shop: Shop) -> None:
     assert shop.plan_and_status(customer_id)[0] == "trial"
     body = {"customerId": customer_id, "plan": "starter"}
     assert shop.post("/api/subscriptions/create-trial", body).status_code == 409
-
-
-def test_a_failed_payment_that_takes_days_leaves_the_trial(shop: Shop) -> None:
-    customer_id = shop.customer(plan="professional")
-    session = shop.checkout(customer_id, "starter")["sessionId"]
-    shop.sandbox.pay_async(session)
-    shop.deliver()
-    assert shop.plan_and_status(customer_id) == ("professional", "trialing")
-    shop.sandbox.settle(session, succeed=False)
-    shop.sandbox.advance(hours=24)
-    shop.deliver()
-    assert shop.plan_and_status(customer_id) == ("professional", "trialing")
 
 
 def test_a_failed_renewal_runs_its_course(shop: Shop) -> None:
