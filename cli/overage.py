@@ -106,9 +106,7 @@ def run(customer_id: str | None, day: datetime | None, hold: bool | None, reason
     if (day is None) != (hold is None) or (reason and day is None) or (day and customer_id is None):
         raise click.UsageError("A day needs --customer, --day, and --hold or --release.")
     if day is not None:
-        from app.schemas.overage import DecisionRequest
-
-        reason = load(DecisionRequest(), reason=reason)["reason"]
+        reason = load("overage:DecisionRequest", reason=reason)["reason"]
         row = overage.decide(str(customer_id), day.date(), hold=bool(hold), reason=reason)
         now = f"{row['day']} of {customer_id} is {row['state']} now: {row['over']} devices over."
         return Answer(_day(row), [f"✅ {now}"])
