@@ -207,7 +207,7 @@ def test_licenses_follow_an_edited_plan_table_and_another_issuer(client, make_ap
     customer = make_customer(client, plan="starter")
     untouched = make_customer(client, plan="professional")
     monkeypatch.setitem(PLANS, "starter", dataclasses.replace(PLANS["starter"], max_devices=12))
-    monkeypatch.setattr("app.services.licenses._plan_table", lambda issuer: "0123456789abcdef")
+    monkeypatch.setattr("app.services.licenses._plan_table", lambda issuer: f"edited {issuer}"[:16])
     token = current(client, customer["customerId"])
     assert claims_of(token)["features"]["maxDevices"] == 12
     assert code(client, customer["license"]) == "SUPERSEDED"
