@@ -28,15 +28,10 @@ stripe_group = Group("stripe", help="Stripe: set up an account, sync with it.")
 webhook = Group("webhook", help="Stripe's events: list, replay, prune.")
 
 
-@stripe_group.command("setup")
+@stripe_group.command("setup", "flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe")
 @click.option("--webhook-url", help="Also make the webhook endpoint with this address.")
 def setup(webhook_url: str | None) -> Answer:
-    """Make products, prices and the webhook endpoint at Stripe, or find them; print the .env lines.
-
-    \b
-    Example:
-      flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe
-    """
+    """Make products, prices and the webhook endpoint at Stripe, or find them; print the .env lines."""
     from app.services.stripe_setup import set_up
 
     lines, notes = set_up(load("webhooks:EndpointRequest", url=webhook_url)["url"])
@@ -45,7 +40,9 @@ def setup(webhook_url: str | None) -> Answer:
     return Answer({"env": lines, "notes": notes}, [f"{name}={value}" for name, value in lines.items()])
 
 
-@stripe_group.command("sync")
+@stripe_group.command(
+    "sync", "flask stripe sync --dry-run", "flask stripe sync --ignore prod_SupportContract"
+)
 @customer_argument(required=False)
 @click.option("--dry-run", is_flag=True, help="Change nothing; exit 1 when something differs.")
 @click.option(
@@ -56,11 +53,6 @@ def sync(customer_id: str | None, dry_run: bool, ignored: tuple[str, ...]) -> An
     """Fetch Stripe's state, print what differs and mend it.
 
     Exit 1 when something could not be mended, is not found at Stripe, or pays without getting a license.
-
-    \b
-    Examples:
-      flask stripe sync --dry-run
-      flask stripe sync --ignore prod_SupportContract
     """
     from app.services.stripe_reconcile import sync_all, sync_one
 
@@ -88,16 +80,11 @@ def sync(customer_id: str | None, dry_run: bool, ignored: tuple[str, ...]) -> An
     return Answer(report.as_dict, lines, exit_code=1 if open_ends or (dry_run and report.differences) else 0)
 
 
-@webhook.command("list")
+@webhook.command("list", "flask webhook list --failed")
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 def list_events(failed: bool, limit: int) -> Answer:
-    """List the events that Stripe sent, newest first.
-
-    \b
-    Example:
-      flask webhook list --failed
-    """
+    """List the events that Stripe sent, newest first."""
     with db.statement() as cur:
         rows = event_rows.select_events(cur, limit=limit, failed=failed)
     columns = [
@@ -111,34 +98,24 @@ def list_events(failed: bool, limit: int) -> Answer:
     return Answer(rows, [Table(columns, cells)])
 
 
-@webhook.command("replay")
+@webhook.command("replay", "flask webhook replay evt_1Abc")
 @click.argument("event_id")
 def replay(event_id: str) -> Answer:
-    """Follow an event once more: fetch the present state of its customer.
-
-    \b
-    Example:
-      flask webhook replay evt_1Abc
-    """
+    """Follow an event once more: fetch the present state of its customer."""
     from app.services.stripe_events import replay_event
 
     outcome = replay_event(event_id)
     return Answer({"event_id": event_id, "outcome": outcome}, [f"✅ {event_id}: {outcome}"])
 
 
-@webhook.command("prune")
+@webhook.command("prune", "flask webhook prune --older-than 90")
 @click.option(
     "--older-than", "days", type=click.IntRange(min=30), required=True, metavar="DAYS",
     help="At least 30, as long as Stripe keeps them itself.",
 )  # fmt: skip
 @yes_option
 def prune(days: int, yes: bool) -> Answer:
-    """Remove old events; those that failed stay.
-
-    \b
-    Example:
-      flask webhook prune --older-than 90
-    """
+    """Remove old events; those that failed stay."""
     older_than = now() - timedelta(days=days)
     with db.statement() as cur:
         count = event_rows.count_events(cur, older_than)

@@ -13,7 +13,7 @@ from app.queries import customers
 from app.services.audit import audited
 from app.services.customers import digest, find_stripe_customers, get_customer, this_minute
 from app.services.licenses import lock_customer_or_404
-from app.services.stripe_sync import is_ours, price_plans, set_link, sync_customer
+from app.services.stripe_sync import is_ours, price_plans, sync_customer
 from app.stripe_objects import as_time, named_by
 
 TAX: Final = {
@@ -134,7 +134,8 @@ def ensure_stripe_customer(customer: Row) -> str:
     key = f"customer-{customer_id}-after-{state}"
     created = stripe.create_customer(customer_id, customer["email"], name, key)
     with db.transaction() as cur:
-        set_link(cur, lock_customer_or_404(cur, customer_id), created)
+        linked = lock_customer_or_404(cur, customer_id) | {"stripe_customer_id": created}
+        customers.update_customer(cur, linked)
     return str(created)
 
 
@@ -162,7 +163,8 @@ def adopt_stripe_customer(customer_id: str, stripe_id: str) -> None:
     key = f"adopt-{stripe_id}-{customer_id}-{this_minute()}"
     stripe.update_customer(stripe_id, {"metadata": {"customer_id": customer_id}}, key)
     with db.transaction() as cur:
-        set_link(cur, lock_customer_or_404(cur, customer_id), stripe_id)
+        linked = lock_customer_or_404(cur, customer_id) | {"stripe_customer_id": stripe_id}
+        customers.update_customer(cur, linked)
     sync_customer(customer_id)
 
 

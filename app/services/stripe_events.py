@@ -58,7 +58,10 @@ def _follow(event: Row) -> str:
     note = _note(event, found)
     customer_id, unclaimed = _owner(stripe_id) if stripe_id else (None, [])
     also = [stripe_id] if stripe_id and customer_id else []
-    customer_id = customer_id or _holder(event["object_id"]) or event.get("customer_id")
+    if customer_id is None:  # the one that has the subscription on record, whoever has it at Stripe by now
+        with db.statement() as cur:
+            held = subscriptions.select_subscription(cur, event["object_id"] or "")
+        customer_id = held["customer_id"] if held else event.get("customer_id")
     if customer_id is None:
         return _record(event, "ignored", note=note or _name_payers(unclaimed))
     sync_customer(customer_id, also=also, event_id=event["event_id"])
@@ -111,13 +114,6 @@ def _owner(stripe_id: str) -> tuple[str | None, list[Object]]:
     return None, there
 
 
-def _holder(subscription_id: str | None) -> str | None:
-    """Our customer that has this subscription on record, whichever customer has it at Stripe by now."""
-    with db.statement() as cur:
-        row = subscriptions.select_subscription(cur, subscription_id or "")
-    return str(row["customer_id"]) if row else None
-
-
 def _name_payers(unclaimed: list[Object]) -> str | None:
     """Say loudly that a customer at Stripe pays and belongs to nobody here."""
     if not unclaimed:
@@ -127,9 +123,7 @@ def _name_payers(unclaimed: list[Object]) -> str | None:
     payers = unlicensed_payers(unclaimed, ignored, belongs_to=None)
     for subscription_id, reason in payers.items():
         log.error("pays, but no license", extra={"subscription_id": subscription_id, "reason": reason})
-    return (
-        "; ".join(f"{subscription_id}: {reason}" for subscription_id, reason in payers.items())[:500] or None
-    )
+    return "; ".join(f"{payer}: {reason}" for payer, reason in payers.items())[:500] or None
 
 
 def _record(event: Row, outcome: str, **more: str | None) -> str:

@@ -24,7 +24,9 @@ def set_up(webhook_url: str | None) -> tuple[dict[str, str], list[str]]:
             if price is None:
                 continue
             made[interval] = price
-            _set_tax_behavior(price)
+            # Stripe Tax needs it on every price; once set, it stays. https://docs.stripe.com/tax/products-prices
+            if settings.stripe_tax and price.get("tax_behavior") in (None, "unspecified"):
+                stripe.update_price(price["id"], {"tax_behavior": "exclusive"}, f"setup-tax-{price['id']}")
             lines[f"STRIPE_PRICE_{plan.name.upper()}{'_YEAR' if interval == 'year' else ''}"] = price["id"]
         if not made:
             notes.append(
@@ -67,12 +69,6 @@ def _make_price(plan: Plan, interval: str, monthly: dict[str, Any] | None) -> di
         "metadata": metadata,
     }
     return stripe.create_price(price, f"setup-price-{product}-{key}")
-
-
-def _set_tax_behavior(price: dict[str, Any]) -> None:
-    """Stripe Tax needs it on every price; once set, it stays. https://docs.stripe.com/tax/products-prices"""
-    if settings.stripe_tax and price.get("tax_behavior") in (None, "unspecified"):
-        stripe.update_price(price["id"], {"tax_behavior": "exclusive"}, f"setup-tax-{price['id']}")
 
 
 def _set_up_webhook(url: str, lines: dict[str, str], notes: list[str]) -> None:

@@ -77,7 +77,8 @@ def sync_customer(
         ours = {i: s for i, s in found.items() if i in known or is_ours(s, plan_of)}
         fetched = [fetched_row(subscription, plan_of, rows) for subscription in ours.values()]
         if is_deleted:
-            fetched += [_ended(known[i]) for i in missing if i in known]
+            ended = {"status": "canceled", "ended_at": now().replace(microsecond=0)}
+            fetched += [known[i] | ended for i in missing if i in known]
             missing = []
         synced = Synced(customer, rows, missing=missing)
         synced.foreign = [s for i, s in found.items() if i not in ours]
@@ -85,8 +86,7 @@ def sync_customer(
         synced.differences = [
             d for row in fetched for d in compare(customer_id, known.get(row["subscription_id"]), row)
         ]
-        differences = synced.differences
-        if (differences or is_deleted) and not dry_run:
+        if (synced.differences or is_deleted) and not dry_run:
             remember_prices(cur, fetched)
             store(cur, synced, fetched, event_id, unlink=is_deleted)
         return synced
@@ -120,10 +120,6 @@ def _is_deleted(customer: Row, found: Mapping[str, Object]) -> bool:
     if linked is None or any(s["status"] not in ENDED_STATUSES for s in found.values()):
         return False
     return bool((stripe.retrieve_customer(linked) or {}).get("deleted"))
-
-
-def _ended(row: Row) -> Row:
-    return {**row, "status": "canceled", "ended_at": now().replace(microsecond=0)}
 
 
 def fetched_row(
@@ -205,7 +201,7 @@ def store(
         subscriptions.end_subscriptions(cur, customer_id, now(), only_trials=True)
         rows = subscriptions.select_subscriptions(cur, [customer_id])
     if unlink:
-        set_link(cur, customer, None)
+        customers.update_customer(cur, customer | {"stripe_customer_id": None})
     synced.customer, synced.subscriptions = customer, rows
     live = sum(map(is_live, synced.subscriptions))
     if live > 1:
@@ -236,15 +232,10 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
         if customer is None or customer["erased_at"]:
             return None
         if customer["stripe_customer_id"] is None:
-            set_link(cur, customer, stripe_customer_id)
+            customers.update_customer(cur, customer | {"stripe_customer_id": stripe_customer_id})
         elif customer["stripe_customer_id"] != stripe_customer_id:
             log.warning("customer has two customers at stripe", extra={"customer_id": customer_id})
     return customer_id
-
-
-def set_link(cur: Cursor, customer: Row, stripe_customer_id: str | None) -> None:
-    """Remember the customer at Stripe that belongs to this one."""
-    customers.update_customer(cur, customer | {"stripe_customer_id": stripe_customer_id})
 
 
 def unlicensed_payers(
