@@ -62,14 +62,14 @@ def _is_revoked(found: Row, token: Token) -> bool:
     return found["tokens_revoked_at"] is not None and token.issued_at <= found["tokens_revoked_at"]
 
 
-def current_license(customer_id: str, presented: Token | None = None, *, renewing: bool = False) -> Row:
+def current_license(customer_id: str, presented: Token | None = None) -> Row:
     """The license row to hand out, issued now if need be.
 
     Raises NotFound, Forbidden when the customer's licenses are revoked, and what `require_serving` does.
     """
     with db.statement() as cur:
         found = licenses.select_current_license(cur, customer_id, presented.jti if presented else None)
-    found = require_serving(found, customer_id, presented, renewing=renewing)
+    found = require_serving(found, customer_id, presented, renewing=True)
     if is_current(found) and not is_older(found, presented):
         return found
     with db.transaction() as cur:

@@ -150,10 +150,8 @@ def _with_license(row: Row, presented: Token | None) -> dict[str, Any]:
     """The device limit of now and, where the license presented is no longer the current one, that."""
     if presented and not (row["jti"] == presented.jti and is_current(row) and not is_older(row, presented)):
         try:
-            current = current_license(row["customer_id"], presented, renewing=True)
-        except (
-            DomainError
-        ) as error:  # the report is stored: that the license cannot be renewed now is no error
+            current = current_license(row["customer_id"], presented)
+        except DomainError as error:  # the report is stored all the same
             log.warning("no license for a report that was stored: %s", error.message)
         else:
             renewed = {} if current["jti"] == presented.jti else {"license": current["token"]}
