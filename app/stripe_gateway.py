@@ -365,16 +365,9 @@ class StripeGateway:
         params = {"customer": stripe_customer_id, "return_url": return_url}
         return str(self._v1.billing_portal.sessions.create(params, _options(key)).url)
 
-    def list_invoices(
-        self,
-        stripe_customer_id: str,
-        limit: int,
-        subscription_id: str | None = None,
-        status: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """The newest invoices of a customer, newest first."""
-        filters = {"customer": stripe_customer_id, "subscription": subscription_id, "status": status}
-        params = {name: value for name, value in filters.items() if value} | {"limit": min(limit, PAGE)}
+    def list_invoices(self, limit: int | None = None, **filters: str) -> list[dict[str, Any]]:
+        """Invoices by customer, subscription or status, newest first; without a limit every one."""
+        params = filters | {"limit": min(limit or PAGE, PAGE)}
         return list(islice(_all(self._v1.invoices.list(params)), limit))
 
     def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
@@ -390,14 +383,6 @@ class StripeGateway:
         return _or_none(self._v1.disputes.retrieve, dispute_id, {"expand": ["charge"]})
 
     # Invoice items
-
-    def list_subscription_invoices(self, subscription_id: str) -> list[dict[str, Any]]:
-        """Every invoice of a subscription, drafts too, newest first."""
-        return list(_all(self._v1.invoices.list({"subscription": subscription_id, "limit": PAGE})))
-
-    def list_draft_invoices(self, stripe_customer_id: str) -> list[dict[str, Any]]:
-        params = {"customer": stripe_customer_id, "status": "draft", "limit": PAGE}
-        return list(_all(self._v1.invoices.list(params)))
 
     def list_invoice_items(self, stripe_customer_id: str) -> list[dict[str, Any]]:
         """Pending ones and those of every invoice, newest first."""

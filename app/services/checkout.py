@@ -210,5 +210,5 @@ def list_invoices(customer_id: str, limit: int = 50) -> list[dict[str, Any]]:
             "hosted_invoice_url": invoice.get("hosted_invoice_url"),
             "pdf_url": invoice.get("invoice_pdf"),
         }
-        for invoice in (stripe.list_invoices(stripe_id, limit) if stripe_id else ())
+        for invoice in (stripe.list_invoices(limit, customer=stripe_id) if stripe_id else ())
     ]

@@ -133,8 +133,7 @@ def fetched_row(
     if was_paid or row["status"] in ("incomplete", "incomplete_expired", "trialing"):
         return row
     # Its latest invoice is open, but an earlier one may have been paid.
-    paid = stripe.list_invoices(row["stripe_customer_id"], 1, row["subscription_id"], status="paid")
-    return row | {"paid": bool(paid)}
+    return row | {"paid": bool(stripe.list_invoices(1, subscription=row["subscription_id"], status="paid"))}
 
 
 def price_plans(cur: Cursor) -> Callable[[Object], str]:
