@@ -145,7 +145,7 @@ def _left_without_customer(customer: Row, there: Iterable[Object]) -> str | None
     know, or none and pays for one of our plans, as from a payment link.
     """
     for found in there:
-        if found["email"].lower() != customer["email"].lower():
+        if (found["email"] or "").lower() != customer["email"].lower():
             continue
         named = named_by(found)
         paid = [] if named else list(stripe.list_subscriptions(found["id"]))
