@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -202,12 +202,12 @@ def store(
     if unlink:
         customers.update_customer(cur, customer | {"stripe_customer_id": None})
     synced.customer, synced.subscriptions = customer, rows
-    live = sum(map(is_live, synced.subscriptions))
+    live = sum(map(is_live, rows))
     if live > 1:
         extra = {"customer_id": customer_id, "count": live}
         log.warning("customer has several live subscriptions", extra=extra)
     if not customer["revoked_at"]:
-        entitlement = entitle(customer, synced.subscriptions, now().replace(microsecond=0))
+        entitlement = entitle(customer, rows, now().replace(microsecond=0))
         synced.license = issue_license(cur, customer, entitlement)
 
 
@@ -238,7 +238,7 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 
 def unlicensed_payers(
-    found: Iterable[Object], ignored: Container[str], *, belongs_to: str | None
+    found: Iterable[Object], ignored: set[str], *, belongs_to: str | None
 ) -> dict[str, str]:
     """Live subscriptions that grant nothing, with the reason; none that an operator ignores.
 
@@ -248,8 +248,8 @@ def unlicensed_payers(
     payers = {}
     for subscription in found:
         prices = [item["price"] for item in subscription["items"]["data"] if item.get("quantity", 1) != 0]
-        ids = [subscription["id"], customer_of(subscription)]
-        ids += [price["id"] for price in prices] + [str(price["product"]) for price in prices]
-        if subscription["status"] in LIVE_STATUSES and prices and not any(i in ignored for i in ids):
-            payers[ids[0]] = f"{ids[1]} pays {', '.join(ids[2 : 2 + len(prices)])}, {why}"
+        price_ids, payer = [price["id"] for price in prices], customer_of(subscription)
+        ids = {subscription["id"], payer, *price_ids, *(str(price["product"]) for price in prices)}
+        if subscription["status"] in LIVE_STATUSES and prices and ids.isdisjoint(ignored):
+            payers[subscription["id"]] = f"{payer} pays {', '.join(price_ids)}, {why}"
     return payers
