@@ -41,6 +41,9 @@ QUEUE_SECONDS: Final = 5
 WEBHOOK_TOLERANCE_SECONDS: Final = 300
 PAGE: Final = 100
 EXPANDED: Final = ["latest_invoice", "schedule"]
+SUBSCRIPTION_PAGE: Final[dict[str, Any]] = {
+    "status": "all", "limit": PAGE, "expand": [f"data.{name}" for name in EXPANDED],
+}  # fmt: skip
 # Stripe's parameters that repeat a field of our callers → the field.
 _FIELDS: Final = {
     "discounts": "promoCode", "email": "email", "success_url": "successUrl", "cancel_url": "cancelUrl",
@@ -209,11 +212,11 @@ class StripeGateway:
 
     def create_customer(self, customer_id: str, email: str, name: str | None, key: str) -> str:
         params = {"email": email, "metadata": {"customer_id": customer_id}}
-        return str(self._v1.customers.create(params | ({"name": name} if name else {}), _options(key)).id)
+        return str(_post(self._v1.customers.create, params | ({"name": name} if name else {}), key=key)["id"])
 
     def update_customer(self, stripe_customer_id: str, changes: dict[str, Any], key: str) -> None:
         """Change these of Stripe's fields and no other."""
-        self._v1.customers.update(stripe_customer_id, changes, _options(key))
+        _post(self._v1.customers.update, stripe_customer_id, changes, key=key)
 
     def delete_customer(self, stripe_customer_id: str) -> None:
         """Delete for good; Stripe ends the subscriptions at once. Not found is fine."""
@@ -227,14 +230,11 @@ class StripeGateway:
 
     def list_subscriptions(self, stripe_customer_id: str) -> Iterator[dict[str, Any]]:
         """Every subscription of a customer, ended ones too."""
-        expand = [f"data.{name}" for name in EXPANDED]
-        params = {"customer": stripe_customer_id, "status": "all", "limit": PAGE, "expand": expand}
-        return _all(self._v1.subscriptions.list(params))
+        return _all(self._v1.subscriptions.list({"customer": stripe_customer_id, **SUBSCRIPTION_PAGE}))
 
     def subscription_page(self, after: str | None) -> list[dict[str, Any]]:
         """A hundred subscriptions of the account that follow `after`, but those of a test clock."""
-        params: dict[str, Any] = {"status": "all", "limit": PAGE, "expand": [f"data.{n}" for n in EXPANDED]}
-        params |= {"starting_after": after} if after else {}
+        params = SUBSCRIPTION_PAGE | ({"starting_after": after} if after else {})
         _ = self._v1
         # Making the SDK's objects of a page takes ten times as long as reading it.
         return list(self._client.raw_request("get", "/v1/subscriptions", **params).data["data"])
@@ -264,27 +264,23 @@ class StripeGateway:
             "proration_behavior": "always_invoice",
             "expand": EXPANDED,
         }
-        return self._update(subscription_id, params, key)
+        return _post(self._v1.subscriptions.update, subscription_id, params, key=key)
 
     def cancel(self, subscription_id: str, key: str) -> None:
         """End it now. Stripe does not find one that has ended already, which is fine."""
         try:
-            self._v1.subscriptions.cancel(subscription_id, {}, _options(key))
+            _post(self._v1.subscriptions.cancel, subscription_id, {}, key=key)
         except Refused as error:
             if not error.missing:
                 raise
 
     def cancel_at_period_end(self, subscription_id: str, key: str) -> None:
-        self._update(subscription_id, {"cancel_at_period_end": True}, key)
+        _post(self._v1.subscriptions.update, subscription_id, {"cancel_at_period_end": True}, key=key)
 
     def withdraw_cancellation(self, subscription_id: str, *, has_cancel_at: bool, key: str) -> None:
         """Stripe takes one of the two fields at a time, and the portal sets `cancel_at`."""
-        params: dict[str, Any] = {"cancel_at": ""} if has_cancel_at else {"cancel_at_period_end": False}
-        self._update(subscription_id, params, key)
-
-    def _update(self, subscription_id: str, params: dict[str, Any], key: str) -> dict[str, Any]:
-        changed = self._v1.subscriptions.update(subscription_id, params, _options(key))
-        return changed.to_dict()  # type: ignore[no-any-return]
+        params = {"cancel_at": ""} if has_cancel_at else {"cancel_at_period_end": False}
+        _post(self._v1.subscriptions.update, subscription_id, params, key=key)
 
     def _item_id(self, subscription_id: str, price_id: str) -> str:
         found = self.retrieve_subscription(subscription_id)
@@ -321,13 +317,13 @@ class StripeGateway:
         return [price.to_dict() for price in page.data]
 
     def create_product(self, params: dict[str, Any], key: str) -> str:
-        return str(self._v1.products.create(params, _options(key)).id)
+        return str(_post(self._v1.products.create, params, key=key)["id"])
 
     def create_price(self, params: dict[str, Any], key: str) -> dict[str, Any]:
-        return self._v1.prices.create(params, _options(key)).to_dict()  # type: ignore[no-any-return]
+        return _post(self._v1.prices.create, params, key=key)
 
     def update_price(self, price_id: str, params: dict[str, Any], key: str) -> None:
-        self._v1.prices.update(price_id, params, _options(key))
+        _post(self._v1.prices.update, price_id, params, key=key)
 
     def find_promotion_code(self, code: str, stripe_customer_id: str) -> str | None:
         """The id of an active promotion code that this customer may use, in any letter case.
@@ -341,7 +337,7 @@ class StripeGateway:
     # Checkout, portal, invoices
 
     def create_checkout(self, params: dict[str, Any], key: str) -> dict[str, Any]:
-        return self._v1.checkout.sessions.create(params, _options(key)).to_dict()  # type: ignore[no-any-return]
+        return _post(self._v1.checkout.sessions.create, params, key=key)
 
     def list_checkouts(self, stripe_customer_id: str) -> list[dict[str, Any]]:
         """The newest checkout sessions of a customer."""
@@ -352,7 +348,7 @@ class StripeGateway:
         """Close an open session so that it can no longer be paid; False when it just was."""
         key = f"expire-{session_id}-{int(time.time()) // 60}"  # a failure is repeated no longer than a minute
         try:
-            self._v1.checkout.sessions.expire(session_id, {}, _options(key))
+            _post(self._v1.checkout.sessions.expire, session_id, {}, key=key)
         except Refused:
             return False
         return True
@@ -363,18 +359,11 @@ class StripeGateway:
 
     def create_portal(self, stripe_customer_id: str, return_url: str, key: str) -> str:
         params = {"customer": stripe_customer_id, "return_url": return_url}
-        return str(self._v1.billing_portal.sessions.create(params, _options(key)).url)
+        return str(_post(self._v1.billing_portal.sessions.create, params, key=key)["url"])
 
-    def list_invoices(
-        self,
-        stripe_customer_id: str,
-        limit: int,
-        subscription_id: str | None = None,
-        status: str | None = None,
-    ) -> list[dict[str, Any]]:
-        """The newest invoices of a customer, newest first."""
-        filters = {"customer": stripe_customer_id, "subscription": subscription_id, "status": status}
-        params = {name: value for name, value in filters.items() if value} | {"limit": min(limit, PAGE)}
+    def list_invoices(self, limit: int | None = None, **filters: str) -> list[dict[str, Any]]:
+        """Invoices by customer, subscription or status, newest first; without a limit every one."""
+        params = filters | {"limit": min(limit or PAGE, PAGE)}
         return list(islice(_all(self._v1.invoices.list(params)), limit))
 
     def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
@@ -391,32 +380,24 @@ class StripeGateway:
 
     # Invoice items
 
-    def list_subscription_invoices(self, subscription_id: str) -> list[dict[str, Any]]:
-        """Every invoice of a subscription, drafts too, newest first."""
-        return list(_all(self._v1.invoices.list({"subscription": subscription_id, "limit": PAGE})))
-
-    def list_draft_invoices(self, stripe_customer_id: str) -> list[dict[str, Any]]:
-        params = {"customer": stripe_customer_id, "status": "draft", "limit": PAGE}
-        return list(_all(self._v1.invoices.list(params)))
-
     def list_invoice_items(self, stripe_customer_id: str) -> list[dict[str, Any]]:
         """Pending ones and those of every invoice, newest first."""
         return list(_all(self._v1.invoice_items.list({"customer": stripe_customer_id, "limit": PAGE})))
 
     def create_invoice_item(self, params: dict[str, Any], key: str) -> str:
-        return str(self._v1.invoice_items.create(params, _options(key)).id)
+        return str(_post(self._v1.invoice_items.create, params, key=key)["id"])
 
     def create_invoice(self, params: dict[str, Any], key: str) -> str:
         """A draft."""
-        return str(self._v1.invoices.create(params, _options(key)).id)
+        return str(_post(self._v1.invoices.create, params, key=key)["id"])
 
     def add_invoice_item(self, invoice_id: str, item_id: str, key: str) -> None:
         """Put a pending item on a draft."""
-        self._v1.invoices.add_lines(invoice_id, {"lines": [{"invoice_item": item_id}]}, _options(key))
+        _post(self._v1.invoices.add_lines, invoice_id, {"lines": [{"invoice_item": item_id}]}, key=key)
 
     def finalize_invoice(self, invoice_id: str, key: str) -> None:
         """Make a draft final; Stripe collects it then."""
-        self._v1.invoices.finalize_invoice(invoice_id, {"auto_advance": True}, _options(key))
+        _post(self._v1.invoices.finalize_invoice, invoice_id, {"auto_advance": True}, key=key)
 
     # Webhooks
 
@@ -428,7 +409,7 @@ class StripeGateway:
     def create_webhook(self, url: str, key: str) -> str:
         """A webhook endpoint for the events we follow; its signing secret, which Stripe shows only once."""
         params = {"url": url, "enabled_events": list(WEBHOOK_EVENTS), "api_version": stripe.api_version}
-        return str(self._v1.webhook_endpoints.create(params, _options(key)).secret)
+        return str(_post(self._v1.webhook_endpoints.create, params, key=key)["secret"])
 
     def read_event(self, payload: bytes, signature: str) -> dict[str, Any]:
         """The event as `stripe_objects.read_event` reduces it, if one of our secrets signed it within the
@@ -467,8 +448,9 @@ def _or_none(retrieve: Callable[..., Any], object_id: str, params: Any = None) -
         raise
 
 
-def _options(key: str) -> dict[str, str]:
-    return {"idempotency_key": key}
+def _post(call: Callable[..., Any], *args: Any, key: str) -> dict[str, Any]:
+    """The object that a change at Stripe answers with, `key` being its idempotency key."""
+    return call(*args, {"idempotency_key": key}).to_dict()  # type: ignore[no-any-return]
 
 
 def _mode(livemode: bool) -> str:

@@ -64,13 +64,14 @@ def end_subscriptions(cur: Cursor, customer_id: str, ended_at: datetime, *, only
     )
 
 
-def select_subscriptions(cur: Cursor, customer_ids: list[str]) -> list[Row]:
-    """Every subscription these customers ever had."""
+def select_subscriptions(cur: Cursor, customer_ids: list[str] | None = None) -> list[Row]:
+    """Every subscription that these customers, or all, ever had."""
     return cur.all(
         f"""
         SELECT {COLUMNS}
           FROM subscriptions
-         WHERE customer_id = ANY(%(customer_ids)s)
+         WHERE %(customer_ids)s::TEXT[] IS NULL
+            OR customer_id = ANY(%(customer_ids)s)
          ORDER BY id
         """,
         {"customer_ids": customer_ids},
@@ -174,11 +175,4 @@ def count_change(cur: Cursor, subscription_id: str) -> None:
     cur.execute(
         "UPDATE subscriptions SET changes = changes + 1 WHERE subscription_id = %(subscription_id)s",
         {"subscription_id": subscription_id},
-    )
-
-
-def select_stripe_subscriptions(cur: Cursor) -> list[Row]:
-    """Every subscription of Stripe's that we know."""
-    return cur.all(
-        f"SELECT {COLUMNS} FROM subscriptions WHERE stripe_subscription_id IS NOT NULL ORDER BY id"
     )

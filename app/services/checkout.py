@@ -14,7 +14,7 @@ from app.services.audit import audited
 from app.services.customers import digest, find_stripe_customers, get_customer, this_minute
 from app.services.licenses import lock_customer_or_404
 from app.services.stripe_sync import is_ours, price_plans, sync_customer
-from app.stripe_objects import as_time, named_by
+from app.stripe_objects import Object, as_time, named_by
 
 TAX: Final = {
     "automatic_tax": {"enabled": True},
@@ -124,8 +124,9 @@ def ensure_stripe_customer(customer: Row) -> str:
         missing = sync_customer(customer_id).missing  # what the deleted one had ends, before it is forgotten
         if missing:
             raise Conflict(f"Stripe does not find {', '.join(missing)}. Look: flask customer explain")
-    named = (found for found in find_stripe_customers(customer) if found != known)
-    found = next(named, None) or _left_without_customer(customer)
+    there = stripe.find_customers(customer_id, customer["email"])
+    named = (found for found in find_stripe_customers(customer, there) if found != known)
+    found = next(named, None) or _left_without_customer(customer, there)
     if found:
         adopt_stripe_customer(customer_id, found)
         return found
@@ -139,12 +140,12 @@ def ensure_stripe_customer(customer: Row) -> str:
     return str(created)
 
 
-def _left_without_customer(customer: Row) -> str | None:
+def _left_without_customer(customer: Row, there: Iterable[Object]) -> str | None:
     """Stripe's customer of the same address that lost ours: it names one that a restored database does not
     know, or none and pays for one of our plans, as from a payment link.
     """
-    for found in stripe.find_customers(customer["customer_id"], customer["email"]):
-        if found["email"].lower() != customer["email"].lower():
+    for found in there:
+        if (found["email"] or "").lower() != customer["email"].lower():
             continue
         named = named_by(found)
         paid = [] if named else list(stripe.list_subscriptions(found["id"]))
@@ -210,5 +211,5 @@ def list_invoices(customer_id: str, limit: int = 50) -> list[dict[str, Any]]:
             "hosted_invoice_url": invoice.get("hosted_invoice_url"),
             "pdf_url": invoice.get("invoice_pdf"),
         }
-        for invoice in (stripe.list_invoices(stripe_id, limit) if stripe_id else ())
+        for invoice in (stripe.list_invoices(limit, customer=stripe_id) if stripe_id else ())
     ]

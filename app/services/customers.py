@@ -145,10 +145,13 @@ def list_customers(**filters: Any) -> list[dict[str, Any]]:
     ]
 
 
-def find_stripe_customers(customer: Row) -> list[str]:
-    """Stripe's ids of this customer: the linked one, and those that name it and are linked to nobody else."""
+def find_stripe_customers(customer: Row, found_there: list[dict[str, Any]] | None = None) -> list[str]:
+    """Stripe's ids of this customer: the linked one, and those that name it and are linked to nobody else.
+
+    `found_there`: what `stripe.find_customers` found of it, if it was asked already.
+    """
     customer_id, linked = customer["customer_id"], customer["stripe_customer_id"]
-    at_stripe = stripe.find_customers(customer_id, customer["email"])
+    at_stripe = stripe.find_customers(customer_id, customer["email"]) if found_there is None else found_there
     named = [found["id"] for found in at_stripe if named_by(found) == customer_id]
     with db.statement() as cur:
         owners = {

@@ -30,17 +30,15 @@ def explain(customer_id: str) -> dict[str, Any]:
         last_events = events.select_events(cur, limit=SHOWN_EVENTS, customer_id=customer_id)
         refused = audit.select_audit(cur, customer_id=customer_id, limit=SHOWN_REFUSALS, only_refused=True)
     granted = entitle(customer, rows, now())
-    of_customer = ("customer_id", "stripe_customer_id", "revoked_at", "revoke_reason", "overage_cap")
-    of_license = ("jti", "kid", "issued_at", "renews_at", "expires_at")
     of_line = ("at", "actor", "action", "subject")
     return {
-        **_pick(customer, *of_customer),
+        **_pick(customer, "customer_id", "stripe_customer_id", "revoked_at", "revoke_reason", "overage_cap"),
         "overrides": _pick(customer, "max_devices", "retention_days", "overage_price"),
         **asdict(granted),
         "plan": granted.plan.name,
         "period_ends_at": granted.period_end,
         "subscriptions": rows,
-        "license": license_row and _pick(license_row, *of_license),
+        "license": license_row and _pick(license_row, "jti", "kid", "issued_at", "renews_at", "expires_at"),
         "last_events": last_events,
         "refusals": [_pick(line, *of_line) | {"message": line["after"]["refused"]} for line in refused],
         **_at_stripe(customer_id, customer["stripe_customer_id"]),

@@ -53,16 +53,14 @@ def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bo
         raise Invalid("; ".join(f"{name}: {texts[0]}" for name, texts in messages.items())) from None
     with db.statement() as cur:
         there = customers.find_customer(cur, wanted["email"])
+        owner = customers.select_customer_by_stripe_id(cur, stripe_id) if stripe_id else None
     if there or is_repeated:
         customer_id = there["customer_id"] if there else None
         return {"outcome": "exists", "customer_id": customer_id, "message": "is there already"}
-    if stripe_id:
-        with db.statement() as cur:
-            owner = customers.select_customer_by_stripe_id(cur, stripe_id)
-        if owner:
-            raise Conflict(f"{stripe_id} is linked to {owner['customer_id']} already.")
-        if (stripe.retrieve_customer(stripe_id) or {"deleted": True}).get("deleted"):
-            raise NotFound(f"Stripe has no customer {stripe_id}.")
+    if owner:
+        raise Conflict(f"{stripe_id} is linked to {owner['customer_id']} already.")
+    if stripe_id and (stripe.retrieve_customer(stripe_id) or {"deleted": True}).get("deleted"):
+        raise NotFound(f"Stripe has no customer {stripe_id}.")
     outcome = "linked" if stripe_id else "created"
     if dry_run:
         return {"outcome": outcome}

@@ -71,9 +71,8 @@ def settle(customer_id: str) -> None:
     with db.lease(f"overage {customer_id}", LOCK_SECONDS), stripe.slot():
         with db.statement() as cur:
             known = overage.select_billable_subscriptions(cur, customer_id)  # none once it is erased
-        invoices = {
-            row["subscription_id"]: stripe.list_subscription_invoices(row["subscription_id"]) for row in known
-        }
+        subscription_ids = [row["subscription_id"] for row in known]
+        invoices = {found: stripe.list_invoices(subscription=found) for found in subscription_ids}
         bills = _close_periods(customer_id, invoices)
         for row in known:
             own, is_live = invoices[row["subscription_id"]], row["ended_at"] is None
@@ -155,7 +154,7 @@ def _invoice_rest(subscription_id: str, newest: dict[str, Any]) -> None:
         and item["metadata"].get("overage")
         and item["metadata"].get("subscription_id") == subscription_id
     ]
-    drafts = stripe.list_draft_invoices(newest["customer"])
+    drafts = stripe.list_invoices(customer=newest["customer"], status="draft")
     invoice = next((i["id"] for i in drafts if i["metadata"].get("overage") == subscription_id), None)
     if invoice is None and not pending:
         return

@@ -10,7 +10,7 @@ from flask import Flask, current_app
 
 from app.context import actor, set_actor
 from app.db import Row
-from app.entitlements import ENDED_STATUSES
+from app.entitlements import ENDED_STATUSES, is_local
 from app.errors import DomainError
 from app.extensions import db, stripe
 from app.queries import customers, subscriptions
@@ -88,13 +88,6 @@ class Here:
         owner = self.owners.get(customer_of(subscription), held_by)
         return owner if owner in self.customers else None
 
-    def row(self, subscription_id: str, owner: str) -> Row | None:
-        row = self.known.get(subscription_id)
-        return row if row and row["customer_id"] == owner else None
-
-    def at_stripe(self, owner: str) -> list[str]:
-        return [stripe_id for stripe_id, other in self.owners.items() if other == owner]
-
 
 def sync_one(customer_id: str, *, dry_run: bool) -> Report:
     """Compare one customer with Stripe, and mend it."""
@@ -122,7 +115,7 @@ def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) ->
 
     `progress(done, ahead)`: how many more steps are done, and how many more have come into sight.
     """
-    report, seen, jobs = Report(), set(), []
+    report, seen, jobs = Report(), set(), {}
     if not dry_run:
         with db.transaction() as cur:  # else the first license of each connection waits for this row
             register_key(cur, signing_key().public)
@@ -139,18 +132,15 @@ def sync_all(*, dry_run: bool, progress: Progress = lambda done, ahead: None) ->
             progress(len(page), len(differing))
             for start in range(0, 0 if dry_run else len(differing), TOGETHER):
                 some = set(differing[start : start + TOGETHER])
-                jobs.append(pool.submit(_in_context(), _mend, here, after, some))
+                jobs[pool.submit(_in_context(), _mend, here, after, some)] = len(some)
         for row in here.known.values():
             if row["subscription_id"] not in seen and row["status"] not in ENDED_STATUSES:
                 unlisted.add(row["customer_id"])
-        jobs += [
-            pool.submit(_in_context(), _check, here, customer_id, dry_run)
-            for customer_id in unlisted & set(here.customers)
-        ]
+        for customer_id in unlisted & set(here.customers):
+            jobs[pool.submit(_in_context(), _check, here, customer_id, dry_run)] = 0
         for job in as_completed(jobs):
-            count, found = job.result()
-            report.add(found)
-            progress(count, 0)
+            report.add(job.result())
+            progress(jobs[job], 0)
     return report
 
 
@@ -160,11 +150,11 @@ def _compare_page(
     """Add to the report what differs, and who pays for nothing: the customers that differ."""
     differing = set()
     for subscription, row in page:
-        owner = here.owner(subscription)
+        owner, known = here.owner(subscription), here.known.get(subscription["id"])
         if owner is None or row["plan"] == UNKNOWN:
             report.payers |= unlicensed_payers([subscription], ignored, belongs_to=owner)
-        if owner and (subscription["id"] in here.known or is_ours(subscription, plan_of)):
-            found = compare(owner, here.row(subscription["id"], owner), row)
+        if owner and (known or is_ours(subscription, plan_of)):
+            found = compare(owner, known if known and known["customer_id"] == owner else None, row)
             report.differences += found
             differing |= {owner} if found else set()
     return sorted(differing)
@@ -174,18 +164,14 @@ def _read_customers(report: Report, *, dry_run: bool) -> tuple[Here, set[str]]:
     """Compare the links, and mend them; also the customers whose link Stripe did not list."""
     with db.statement() as cur:
         linked = {row["customer_id"]: row["stripe_customer_id"] for row in customers.select_customers(cur)}
-        known = {row["subscription_id"]: row for row in subscriptions.select_stripe_subscriptions(cur)}
+        rows = subscriptions.select_subscriptions(cur)
+    known = {row["subscription_id"]: row for row in rows if not is_local(row)}
     owners = {stripe_id: owner for owner, stripe_id in linked.items() if stripe_id}
     listed = set()
     for customer in stripe.list_customers():
         listed.add(customer["id"])
-        owner = named_by(customer)
-        if (
-            owner is None
-            or owner not in linked
-            or owners.setdefault(customer["id"], owner) != owner
-            or linked[owner]
-        ):
+        owner = named_by(customer) or ""
+        if owner not in linked or owners.setdefault(customer["id"], owner) != owner or linked[owner]:
             continue
         linked[owner] = customer["id"]
         report.differences.append(Difference(owner, "stripe_customer_id", "none", customer["id"]))
@@ -218,7 +204,7 @@ def _in_context() -> Callable[..., Any]:
     return run
 
 
-def _mend(here: Here, after: str | None, differing: set[str]) -> tuple[int, Report]:
+def _mend(here: Here, after: str | None, differing: set[str]) -> Report:
     """Mend some customers of one page together, and those that this misses one by one."""
     report = Report()
     try:
@@ -226,10 +212,9 @@ def _mend(here: Here, after: str | None, differing: set[str]) -> tuple[int, Repo
     except DomainError:
         mended = set()
     for customer_id in sorted(differing - mended):
-        _, found = _check(here, customer_id, False)
-        report.add(found)
+        report.add(_check(here, customer_id, False))
     report.differences = []  # the comparison has named them
-    return len(differing), report
+    return report
 
 
 def _store_together(here: Here, after: str | None, differing: set[str]) -> set[str]:
@@ -249,10 +234,10 @@ def _store_together(here: Here, after: str | None, differing: set[str]) -> set[s
         return set(fetched)
 
 
-def _check(here: Here, customer_id: str, dry_run: bool) -> tuple[int, Report]:
+def _check(here: Here, customer_id: str, dry_run: bool) -> Report:
     """Sync one customer."""
+    also = [stripe_id for stripe_id, owner in here.owners.items() if owner == customer_id]
     try:
-        synced = sync_customer(customer_id, also=here.at_stripe(customer_id), dry_run=dry_run)
+        return _report_of(sync_customer(customer_id, also=also, dry_run=dry_run))
     except DomainError as error:
-        return 0, Report(failed={customer_id: error.message})
-    return 0, _report_of(synced)
+        return Report(failed={customer_id: error.message})

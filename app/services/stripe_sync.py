@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -133,8 +133,7 @@ def fetched_row(
     if was_paid or row["status"] in ("incomplete", "incomplete_expired", "trialing"):
         return row
     # Its latest invoice is open, but an earlier one may have been paid.
-    paid = stripe.list_invoices(row["stripe_customer_id"], 1, row["subscription_id"], status="paid")
-    return row | {"paid": bool(paid)}
+    return row | {"paid": bool(stripe.list_invoices(1, subscription=row["subscription_id"], status="paid"))}
 
 
 def price_plans(cur: Cursor) -> Callable[[Object], str]:
@@ -203,12 +202,12 @@ def store(
     if unlink:
         customers.update_customer(cur, customer | {"stripe_customer_id": None})
     synced.customer, synced.subscriptions = customer, rows
-    live = sum(map(is_live, synced.subscriptions))
+    live = sum(map(is_live, rows))
     if live > 1:
         extra = {"customer_id": customer_id, "count": live}
         log.warning("customer has several live subscriptions", extra=extra)
     if not customer["revoked_at"]:
-        entitlement = entitle(customer, synced.subscriptions, now().replace(microsecond=0))
+        entitlement = entitle(customer, rows, now().replace(microsecond=0))
         synced.license = issue_license(cur, customer, entitlement)
 
 
@@ -239,7 +238,7 @@ def link_customer(customer_id: str, stripe_customer_id: str) -> str | None:
 
 
 def unlicensed_payers(
-    found: Iterable[Object], ignored: Container[str], *, belongs_to: str | None
+    found: Iterable[Object], ignored: set[str], *, belongs_to: str | None
 ) -> dict[str, str]:
     """Live subscriptions that grant nothing, with the reason; none that an operator ignores.
 
@@ -249,8 +248,8 @@ def unlicensed_payers(
     payers = {}
     for subscription in found:
         prices = [item["price"] for item in subscription["items"]["data"] if item.get("quantity", 1) != 0]
-        ids = [subscription["id"], customer_of(subscription)]
-        ids += [price["id"] for price in prices] + [str(price["product"]) for price in prices]
-        if subscription["status"] in LIVE_STATUSES and prices and not any(i in ignored for i in ids):
-            payers[ids[0]] = f"{ids[1]} pays {', '.join(ids[2 : 2 + len(prices)])}, {why}"
+        price_ids, payer = [price["id"] for price in prices], customer_of(subscription)
+        ids = {subscription["id"], payer, *price_ids, *(str(price["product"]) for price in prices)}
+        if subscription["status"] in LIVE_STATUSES and prices and ids.isdisjoint(ignored):
+            payers[subscription["id"]] = f"{payer} pays {', '.join(price_ids)}, {why}"
     return payers

@@ -279,13 +279,16 @@ def test_who_was_deleted_at_stripe_subscribes_again(shop: Shop) -> None:
     assert shop.subscription(subscription_id)["status"] == "canceled"
 
 
-def test_somebody_elses_customer_at_stripe_is_not_taken_over(shop: Shop) -> None:
-    """Support wrote another id of ours, and its address, onto a customer that is linked already."""
+@pytest.mark.parametrize("has_address", [True, False])
+def test_somebody_elses_customer_at_stripe_is_not_taken_over(shop: Shop, has_address: bool) -> None:
+    """Support wrote another id of ours, and its address or none, onto a customer that is linked already."""
     one, other = shop.customer(), shop.customer()
     shop.checkout(one)
     taken, email = shop.stripe_id(one), shop.get(f"/api/customers/{other}")["email"]
     with shop.sandbox.world.transaction() as world:
-        world.get("customer", taken).update(metadata={"customer_id": other}, email=email)
+        world.get("customer", taken).update(
+            metadata={"customer_id": other}, email=email if has_address else None
+        )
     assert shop.checkout(other)["checkoutUrl"]
     assert shop.stripe_id(one) == taken != shop.stripe_id(other)
 
