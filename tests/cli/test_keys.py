@@ -217,7 +217,7 @@ def test_generate_needs_no_database_and_never_overwrites(tmp_path):
 
 class TestRotate:
     def test_the_new_key_is_published_first_and_signs_when_caches_have_it(
-        self, own_keys, client, console, sql
+        self, own_keys, client, console, make_app, sql
     ):
         old = make_customer(client)
         kids = rotate(console)
@@ -236,36 +236,27 @@ class TestRotate:
         assert states(console) == {kids["oldKid"]: "verifies", kids["newKid"]: "signs"}
         assert re.search(r"(?s)signs.*verifies|verifies.*signs", console("keys", "list").stdout)
         for customer in (old, new):
-            path = f"/api/licenses/{customer['customerId']}"
-            answer = client.get(path, headers=bearer(customer["license"]))
-            assert answer.json["license"] == customer["license"]
             found = client.post("/api/licenses/verify", json={"license": customer["license"]})
             assert found.json["code"] == "VALID"
         # The key that comes with a license is the one it was signed with.
-        answer = client.get(f"/api/licenses/{old['customerId']}", headers=ADMIN)
+        path, own = f"/api/licenses/{old['customerId']}", bearer(old["license"])
+        answer = client.get(path, headers=own)
+        assert answer.json["license"] == old["license"]
         assert answer.json["publicKey"] != client.get("/api/licenses/public-key").json["publicKey"]
         audit = console("audit", "list", "--json").stdout
         assert "key.rotate" in audit
         assert kids["newKid"] in audit
         assert "PRIVATE" not in json.dumps(sql("SELECT * FROM audit_log"), default=str)
 
-    def test_a_restored_database_need_not_know_the_keys_of_the_files(
-        self, own_keys, client, console, make_app, sql
-    ):
-        first = make_customer(client)
-        kids = rotate(console)
-        let_caches_fetch(own_keys)
-        tokens = [first["license"], make_customer(client)["license"]]
-        assert [kid_of(token) for token in tokens] == [kids["oldKid"], kids["newKid"]]
+        # A database that was restored need not know the keys of the files.
         sql("DELETE FROM licenses")
         sql("DELETE FROM license_keys")
         restarted = make_app().test_client()
         assert published(restarted) == set(kids.values())
-        for token in tokens:
-            found = restarted.post("/api/licenses/verify", json={"license": token})
+        for customer in (old, new):
+            found = restarted.post("/api/licenses/verify", json={"license": customer["license"]})
             assert found.json["code"] == "SUPERSEDED"
-        answer = restarted.get(f"/api/licenses/{first['customerId']}", headers=bearer(first["license"]))
-        assert kid_of(answer.json["license"]) == kids["newKid"]
+        assert kid_of(restarted.get(path, headers=own).json["license"]) == kids["newKid"]
 
     def test_after_a_compromise_it_signs_at_once_and_the_old_key_leaves_with_its_last_license(
         self, own_keys, client, console, sql
@@ -359,13 +350,15 @@ class TestListAndRemove:
         assert answer.json["publicKey"] == client.get("/api/licenses/public-key").json["publicKey"]
         assert "key.remove" in console("audit", "list", "--json").stdout
 
-    def test_workers_that_have_seen_the_key_follow(self, own_keys, make_app, monkeypatch):
+    def test_a_removed_key_serves_and_signs_nothing_more(self, own_keys, make_app, client, monkeypatch):
+        """Nor in a worker that has seen it, nor on a machine that has it in its environment still."""
         assert licenses.PUBLIC_KEY_SECONDS <= 60
-        client, other = make_app().test_client(), make_app()
-        customer = make_customer(client)
-        path, headers = f"/api/customers/{customer['customerId']}", bearer(customer["license"])
+        stale, other = make_app(LICENSE_PRIVATE_KEY=own_keys.read_text()).test_client(), make_app()
+        customer = make_customer(stale)
+        kid, headers = kid_of(customer["license"]), bearer(customer["license"])
+        path, license_path = (f"/api/{noun}/{customer['customerId']}" for noun in ("customers", "licenses"))
         assert client.get(path, headers=headers).status_code == 200
-        for args in (["rotate", "--now"], ["remove", kid_of(customer["license"]), "--force"]):
+        for args in (["rotate", "--now"], ["remove", kid, "--force"]):
             assert other.test_cli_runner().invoke(args=["keys", *args]).exit_code == 0
         monkeypatch.setattr(licenses, "PUBLIC_KEY_SECONDS", -1)  # as if a minute had passed
         assert client.get(path, headers=headers).status_code == 401
@@ -373,19 +366,10 @@ class TestListAndRemove:
         assert found.json == {"valid": False, "code": "UNKNOWN_KEY"}
         again = resign(other, customer["license"])
         assert client.get(path, headers=bearer(again)).status_code == 200
-
-    def test_a_removed_key_signs_nothing_more(self, own_keys, make_app, client, console):
-        """As when the environment of one machine still has it."""
-        stale = make_app(LICENSE_PRIVATE_KEY=own_keys.read_text()).test_client()
-        customer = make_customer(stale)
-        kid = kid_of(customer["license"])
-        rotate(console, "--now")
-        assert console("keys", "remove", kid, "--force").exit_code == 0
-        paths = (f"/api/licenses/{customer['customerId']}", "/api/licenses/public-key")
-        for path in (*paths, "/api/licenses/revocations"):
-            assert stale.get(path, headers=ADMIN).status_code == 503
+        for signing in (license_path, "/api/licenses/public-key", "/api/licenses/revocations"):
+            assert stale.get(signing, headers=ADMIN).status_code == 503
         assert kid not in published(stale)
-        assert kid_of(client.get(paths[0], headers=ADMIN).json["license"]) != kid
+        assert kid_of(client.get(license_path, headers=ADMIN).json["license"]) != kid
 
 
 # As README tells operators to write it.
