@@ -144,7 +144,6 @@ def test_compose_migrates_before_it_serves_behind_the_proxy():
     proxy = services["proxy"]
     assert proxy["ports"] == ["3100:80"]
     assert proxy["depends_on"] == {"api": {"condition": "service_healthy", "restart": True}}
-    assert proxy["volumes"] == ["./deploy/nginx/nginx.conf:/etc/nginx/nginx.conf:ro"]
     for name in ("migrate", "api"):
         service = services[name]
         assert service["read_only"] is True
