@@ -44,11 +44,10 @@ def page(request):
 
 
 class Instance:
-    """One deployed instance: its customer, its state file, the page it runs."""
+    """One deployed instance: its customer, its state file, the page it runs; `said` is its last stderr."""
 
     def __init__(self, page, file, customer_id):
         self.page, self.file, self.customer_id = page, file, customer_id
-        self.said = ""
 
     def start(self, *args):
         return subprocess.run([*self.page, *args], capture_output=True, text=True, timeout=60, check=False)

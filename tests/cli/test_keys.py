@@ -120,15 +120,14 @@ def test_licenses_are_signed_with_the_key_of_the_environment(make_app):
     assert "SIGHUP" in done.stderr
 
 
-def refusals(folder):
-    """What must not start: settings, and what the one line says, in this order."""
+def test_a_key_that_cannot_be_used_is_one_line_that_names_the_setting(tmp_path, make_app):
     private, public = "LICENSE_PRIVATE_KEY_PATH", "LICENSE_PUBLIC_KEY_PATH"
     text, command = "LICENSE_PRIVATE_KEY", "LICENSE_PRIVATE_KEY_COMMAND"
     locked = private_pem(serialization.load_pem_private_key(PEM, None), password=b"x")
     weak = private_pem(rsa.generate_private_key(65537, 1024))
-    pairs = [key_file(folder / name, PEM) for name in ("mismatch", "garbage")]
-    Path(pairs[0][public]).write_text(parse_private_key(OTHER).public.pem)
-    Path(pairs[1][public]).write_text("nonsense")
+    mismatch, garbage = (key_file(tmp_path / name, PEM) for name in ("mismatch", "garbage"))
+    Path(mismatch[public]).write_text(parse_private_key(OTHER).public.pem)
+    Path(garbage[public]).write_text("nonsense")
     not_pem = "not an unencrypted PEM"
     files = [
         (PEM, 0o644, ["open to everyone", "chmod 600"]),
@@ -138,15 +137,16 @@ def refusals(folder):
         (parse_private_key(PEM).public.pem.encode(), 0o600, [not_pem]),
     ]
     fail = f"{sys.executable} -c 'import sys; sys.exit(\"no such secret\")'"
-    return [
-        (key_paths(folder / "nowhere"), [private, "No such file", "flask keys generate"]),
-        ({private: str(folder)}, [private]),
+    # Settings, and what the one line says, in this order.
+    for settings, parts in (
+        (key_paths(tmp_path / "nowhere"), [private, "No such file", "flask keys generate"]),
+        ({private: str(tmp_path)}, [private]),
         *(
-            (key_file(folder / str(number), pem, mode), [private, *said])
+            (key_file(tmp_path / str(number), pem, mode), [private, *said])
             for number, (pem, mode, said) in enumerate(files)
         ),
-        (pairs[0], [public, "does not belong to the private key", "openssl rsa"]),
-        (pairs[1], [public, "not a PEM public key"]),
+        (mismatch, [public, "does not belong to the private key", "openssl rsa"]),
+        (garbage, [public, "not a PEM public key"]),
         ({text: "nonsense!"}, [text, "neither PEM nor base64"]),
         ({text: base64.b64encode(b"nonsense").decode()}, [text, not_pem]),
         ({command: fail}, [command, "exit code 1: no such secret"]),
@@ -154,11 +154,7 @@ def refusals(folder):
         ({command: "/no/such/program --now"}, [command, "cannot be run"]),
         ({command: "sh -c 'unfinished"}, [command, "cannot be run"]),
         ({command: "head -c 300 /dev/urandom"}, [command]),
-    ]
-
-
-def test_a_key_that_cannot_be_used_is_one_line_that_names_the_setting(tmp_path, make_app):
-    for settings, parts in refusals(tmp_path):
+    ):
         done = make_app(**settings).test_cli_runner().invoke(args=["keys", "list"])
         assert (parts, done.exit_code, done.stdout) == (parts, 1, "")
         assert re.fullmatch(".*".join(["", *map(re.escape, parts), "\n"]), done.stderr), done.stderr
