@@ -121,6 +121,7 @@ def run(copy_of_service: Path) -> Iterator[Run]:
     running.kill()
 
 
+@pytest.mark.timeout(300)  # four starts, on a busy machine too
 def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
     with socket.create_server(("", run.port)):
         assert run.fail().startswith(f"PORT: port {run.port} cannot be used")
