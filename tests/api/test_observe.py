@@ -23,12 +23,11 @@ ACCESS = {"time", "level", "logger", "message", "request_id", "method", "route",
 
 def sample(text, name, **labels):
     """The value in Prometheus' text, or None."""
-    samples = {
-        (found.name, *sorted(found.labels.items())): found.value
-        for family in text_string_to_metric_families(text)
-        for found in family.samples
-    }
-    return samples.get((name, *sorted(labels.items())))
+    for family in text_string_to_metric_families(text):
+        for found in family.samples:
+            if (found.name, found.labels) == (name, labels):
+                return found.value
+    return None
 
 
 def test_lines_and_counts_of_a_server_with_two_workers(serve):
@@ -39,8 +38,6 @@ def test_lines_and_counts_of_a_server_with_two_workers(serve):
     server.get("/nowhere?email=ada@example.com")
     server.post("/api/usage/report", body, headers=bearer("wrong"))
     assert server.post("/api/usage/report", body, headers=own).status_code == 201
-    for _ in range(10):
-        server.get("/health")
 
     def check_counts():
         text = server.get("/metrics").text
@@ -85,14 +82,11 @@ def test_lines_and_counts_of_a_server_with_two_workers(serve):
     assert not any(secret in text for secret in (ADMIN_KEY, made["license"], "ada@example.com", "Ada"))
 
 
-def test_text_for_a_terminal(make_app, capsys):
-    make_app(LOG_FORMAT="text", LOG_LEVEL="info").test_client().get("/health")
-    assert re.search(
-        r"^\d\d:\d\d:\d\d info +request .*route=/health status=200", capsys.readouterr().err, re.M
-    )
-
-
-def test_a_log_that_cannot_be_written_harms_no_request(client, monkeypatch):
+def test_text_for_a_terminal_and_a_log_that_cannot_be_written(make_app, capsys, monkeypatch):
+    client = make_app(LOG_FORMAT="text", LOG_LEVEL="info").test_client()
+    client.get("/health")
+    line = r"^\d\d:\d\d:\d\d info +request .*route=/health status=200"
+    assert re.search(line, capsys.readouterr().err, re.M)
     full = io.TextIOWrapper(io.FileIO("/dev/full", "w"), line_buffering=True)
     with pytest.raises(OSError, match="No space"):
         full.write("a line\n")
@@ -137,17 +131,19 @@ def test_a_line_for_each_call_to_stripe_and_each_event(make_app, stripe_environ,
         ("license-eyJhbGciOi.eyJpc3M.c2ln-_1", "eyJ"),
         ("postgresql://billing:hunter2@db/billing", "hunter2"),  # pragma: allowlist secret
         ("no such customer: ada.b+c@example.co.uk", "ada"),
-        ("key sk_live_51Habc and whsec_abc", "_abc"),
         ("key sk_live_51Habc", "51H"),
+        ("secret whsec_51Habc", "51H"),
         (r"-----BEGIN RSA PRIVATE KEY-----\nMIIE", "MIIE"),  # pragma: allowlist secret
     ],
 )
-def test_no_line_carries_a_secret(line, secret):
+def test_no_line_carries_a_secret_or_becomes_two(line, secret):
     assert secret in line
-    record = logging.makeLogRecord({"msg": line, "levelno": 20, "levelname": "INFO", "quoted": [line]})
-    for written in (redacted(line), TextFormatter().format(record), JsonFormatter().format(record)):
+    fields = {"levelno": 20, "levelname": "INFO", "quoted": [line], "value": "a\r\nb"}
+    record = logging.makeLogRecord(fields | {"msg": f"{line}\nmore"})
+    for written in (TextFormatter().format(record), JsonFormatter().format(record)):
         assert secret not in written
-    assert set(json.loads(written)) == {"time", "level", "logger", "message", "quoted"}
+        assert len(written.splitlines()) == 1
+    assert set(json.loads(written)) == {"time", "level", "logger", "message", "quoted", "value"}
 
 
 @pytest.mark.parametrize("part", ["a.", "eyJ-", "eyJa.", "a@", "a@b.", "sk_", "://", "-----BEGIN A"])
@@ -155,12 +151,6 @@ def test_a_long_line_of_a_callers_choice_does_not_keep_the_service_busy(part):
     """Looked through from every character on, this would take hours."""
     line = f"{part * (1_000_000 // len(part))} @ eyJ PRIVATE KEY"
     assert redacted(line).endswith("@ eyJ PRIVATE KEY")
-
-
-def test_a_line_of_the_log_stays_one_line():
-    record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO", "value": "c\r\nd"})
-    for formatter in (JsonFormatter(), TextFormatter()):
-        assert len(formatter.format(record).splitlines()) == 1
 
 
 def test_metrics_without_a_database(make_app):

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from tests.cli.conftest import RULE, SHORT_RULE
 from tests.conftest import ADMIN
-from tests.factories import bearer, make_customer, report_body
+from tests.factories import make_customer, report_body
 from tests.tokens import claims_of
 
 
@@ -55,21 +55,13 @@ BILLING_API_URL=http://localhost:3100
     assert len(client.get("/api/customers", headers=ADMIN).json["customers"]) == 1
 
 
-def test_add_with_a_plan_and_after_an_erasure(console, client):
-    add = ("customer", "add", "--email", "ada@example.com", "--name", "Ada", "--json")
-    made = json.loads(console(*add, "--plan", "professional").stdout)
-    assert claims_of(made["license"])["plan"] == "professional"
-    assert console("customer", "erase", made["customerId"], "--yes").exit_code == 0
-    again = console(*add)
-    assert "trial of this address was used up" in again.stderr
-    assert json.loads(again.stdout)["subscription"]["status"] == "expired"
-
-
-def test_list(console, client):
-    first = make_customer(
-        client, email="customer@example.com", name="Customer Name", companyName="Company Inc"
-    )
-    second = make_customer(client, email="test@test.com", name="Test Customer", plan="professional")
+def test_list_says_the_same_in_every_form(console, client):
+    company = {"name": "Customer Name", "companyName": "Test & Co"}
+    first = make_customer(client, email="customer@example.com", plan="professional", **company)["customerId"]
+    second = make_customer(client, email="a@test.com", name="A. Tester", plan="professional")
+    subscription_id, second = second["subscription"]["subscriptionId"], second["customerId"]
+    client.post("/api/usage/report", json=report_body(second, 7), headers=ADMIN)
+    client.post(f"/api/subscriptions/{subscription_id}/cancel", headers=ADMIN)
     assert (
         console("customer", "list").stdout
         == f"""\
@@ -79,42 +71,33 @@ Found 2 customer(s):
 ID                    | Email                        | Name                  | Company        \
 | Plan         | Status   | Active
 {RULE}
-{first["customerId"]} | customer@example.com         | Customer Name         | Company Inc    \
-| TRIAL        | TRIALING |      0
-{second["customerId"]} | test@test.com                | Test Customer         | -              \
+{first} | customer@example.com         | Customer Name         | Test & Co      \
 | PROFESSIONAL | TRIALING |      0
+{second} | a@test.com                   | A. Tester             | -              \
+| TRIAL        | CANCELED |      7
 {RULE}
 """
     )
-    assert console("customer", "list", "--search", "no such").stdout.startswith("Found 0 customer(s):")
-
-
-def test_list_filters_sorts_and_says_the_same_in_every_form(console, client):
-    made = make_customer(client, name="Ada", email="z@example.com", plan="professional")
-    ada = made["customerId"]
-    bob = make_customer(client, name="Bob", email="a@example.com", companyName="Ada & Co")["customerId"]
-    client.post("/api/usage/report", json=report_body(ada, 7), headers=ADMIN)
-    client.post(f"/api/subscriptions/{made['subscription']['subscriptionId']}/cancel", headers=ADMIN)
-
-    [line] = [line for line in console("customer", "list").stdout.splitlines() if ada in line]
-    assert [cell.strip() for cell in line.split("|")][4:] == ["TRIAL", "CANCELED", "7"]
-    row, _ = json.loads(console("customer", "list", "--json").stdout)
+    _, row = json.loads(console("customer", "list", "--json").stdout)
     assert (row["plan"], row["status"], row["activeDevices"]) == ("trial", "canceled", 7)
     assert row["subscription"]["plan"] == "professional"
-    cells, _ = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
+    _, cells = csv.DictReader(io.StringIO(console("customer", "list", "--csv").stdout))
     assert (cells["plan"], cells["status"], cells["active_devices"]) == ("trial", "canceled", "7")
 
     def ids(*args: str) -> list[str]:
         return [row["customerId"] for row in json.loads(console("customer", "list", *args, "--json").stdout)]
 
-    assert ids("--search", "ada") == ids("--plan", "trial") == [ada, bob]
-    assert ids("--plan", "professional") == ids("--search", "no such") == []
-    assert ids("--status", "canceled") == ids("--sort", "name", "--limit", "1") == [ada]
-    assert (ids("--sort", "email"), ids("--sort", "devices")) == ([bob, ada], [ada, bob])
+    assert ids("--search", "test") == [first, second]
+    assert ids("--search", "no such") == ids("--plan", "starter") == []
+    assert ids("--plan", "professional") == [first]
+    assert ids("--plan", "trial") == ids("--status", "canceled") == [second]
+    assert ids("--sort", "email") == ids("--sort", "devices") == [second, first]
+    assert ids("--sort", "name", "--limit", "1") == [second]
 
 
 def test_show_explain_and_update(console, client):
-    made = make_customer(client, plan="enterprise", companyName="Engines")
+    words = ("--name", "Ada", "--email", "ada@example.com", "--company", "Engines", "--plan", "enterprise")
+    made = json.loads(console("customer", "add", *words, "--json").stdout)
     done = console("customer", "show", "--id", made["customerId"])
     for line in ("Plan:             ENTERPRISE", "Status:           TRIALING", "Device Limit:     Unlimited"):
         assert line in done.stdout.splitlines()
@@ -128,7 +111,7 @@ def test_show_explain_and_update(console, client):
     update = ("customer", "update", made["customerId"])
     assert console(*update, "--email", "new@example.com", "--company", "").exit_code == 0
     found = client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).json
-    assert (found["email"], found["companyName"], found["name"]) == ("new@example.com", None, made["name"])
+    assert (found["email"], found["companyName"], found["name"]) == ("new@example.com", None, "Ada")
     assert console(*update).exit_code == 2
 
 
@@ -152,8 +135,7 @@ Cancelled At:     TIME
    They can reactivate by subscribing again.
 """
     )
-    again = console("customer", "deactivate", "--id", made["customerId"])
-    assert (again.exit_code, again.stdout) == (1, "")
+    assert console("customer", "deactivate", "--id", made["customerId"]).exit_code == 1
     assert "Renewal Date:     -" in console("customer", "show", made["customerId"]).stdout.splitlines()
 
 
@@ -174,33 +156,31 @@ def test_override_is_for_enterprise(console, client):
     assert client.get(f"/api/usage/{small['customerId']}", headers=ADMIN).json["deviceLimit"] == 5
 
 
-def test_audit_says_who_changed_what_from_what_to_what(console, client):
-    made = make_customer(client)
-    client.patch(f"/api/customers/{made['customerId']}", json={"name": "New"}, headers=ADMIN)
+def test_audit_export_and_erase(console, client, terminal):
+    made = make_customer(client, name="Ada", email="ada@example.com", plan="professional")
+    client.patch(f"/api/customers/{made['customerId']}", json={"name": "Ada B."}, headers=ADMIN)
     console("license", "revoke", "--customer", made["customerId"], "--reason", "leaked")
-
     text = console("audit", "list", "--customer", made["customerId"]).stdout
-    [update] = [line for line in text.splitlines() if "name: Customer Name → New" in line]
+    [update] = [line for line in text.splitlines() if "name: Ada → Ada B." in line]
     assert "admin:" in update
     assert re.search(r"console:.*license.revoke .*leaked", text)
     assert made["license"] not in text
     rows = json.loads(console("audit", "list", made["customerId"], "--json").stdout)
-    assert ({"name": "Customer Name"}, {"name": "New"}) in [(row["before"], row["after"]) for row in rows]
-    assert console("customer", "erase", made["customerId"], "--yes", "--json").exit_code == 0
-    assert "customer.erase" in console("audit", "list", made["customerId"]).stdout
+    assert ({"name": "Ada"}, {"name": "Ada B."}) in [(row["before"], row["after"]) for row in rows]
 
-
-def test_export_and_erase(console, client, terminal):
-    made = make_customer(client, name="Ada", email="ada@example.com")
     exported = console("customer", "export", made["customerId"])
     assert json.loads(exported.stdout)["customer"]["email"] == "ada@example.com"
     unasked = console("customer", "erase", "--id", made["customerId"])
     assert (unasked.exit_code, unasked.stdout, "--yes" in unasked.stderr) == (2, "", True)
     code, screen = terminal("customer", "erase", "ada@example.com", typed="perhaps\n")
-    assert (code, f"Erase Ada <ada@example.com> ({made['customerId']})" in screen) == (1, True)
+    assert (code, f"Erase Ada B. <ada@example.com> ({made['customerId']})" in screen) == (1, True)
     assert client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).status_code == 200
     assert terminal("customer", "erase", "ada@example.com", typed="yes\n")[0] == 0
     assert client.get(f"/api/customers/{made['customerId']}", headers=ADMIN).status_code == 404
+    assert "customer.erase" in console("audit", "list", made["customerId"]).stdout
+    again = console("customer", "add", "--email", "ada@example.com", "--name", "Ada", "--json")
+    assert "trial of this address was used up" in again.stderr
+    assert json.loads(again.stdout)["subscription"]["status"] == "expired"
 
 
 def test_import(console, client, tmp_path):
@@ -223,18 +203,6 @@ def test_import(console, client, tmp_path):
     assert console("customer", "import", str(file)).exit_code == 1
     file.write_bytes(b"email\n\xff@example.com\n")
     assert "not UTF-8" in console("customer", "import", str(file)).stderr
-
-
-def test_quick_test_workflow_of_the_readme(console, client):
-    words = ("--email", "test@example.com", "--name", "Test Customer", "--company", "Test Corp", "--json")
-    added = json.loads(console("customer", "add", *words).stdout)
-    body = {
-        "customer_id": added["customerId"], "instance_id": "dev-1", "active_devices": 5, "total_devices": 10,
-    }  # fmt: skip
-    answer = client.post("/api/usage/report", json=body, headers=bearer(added["license"]))
-    assert answer.status_code == 201
-    assert "Current Active:   5 devices" in console("usage", "show", "--customer", added["customerId"]).stdout
-    assert console("customer", "deactivate", "--id", added["customerId"]).exit_code == 0
 
 
 class TestPaid:
@@ -278,9 +246,7 @@ Expires
         done = console(*upgrade)
         assert (done.exit_code, f"Stripe charges ${charge} now" in done.stderr) == (0, True)
         explained = console("customer", "explain", customer_id).stdout
-        assert re.search(
-            r"(?m)^\d+/\d+/\d{4}, \d+:\d\d:\d\d [AP]M  customer\.subscription\.updated ", explained
-        )
+        assert re.search(r"(?m)^\d+/\d+/\d{4}, .* [AP]M  customer\.subscription\.updated ", explained)
         assert shop.plan_and_status(customer_id) == ("professional", "active")
         assert shop.charges()[-1] == round(float(charge) * 100)
         same = terminal(*upgrade, columns=200)
@@ -288,13 +254,11 @@ Expires
 
     def test_portal_invoices_and_the_end_of_a_subscription(self, shop, console, terminal):
         customer_id, subscription_id = shop.subscribe("starter")
-        portal = console("customer", "portal", customer_id)
-        assert [line[:4] for line in portal.stdout.splitlines()][-1] == "http"
+        assert console("customer", "portal", customer_id).stdout.splitlines()[-1].startswith("http")
         shown = console("customer", "invoices", customer_id)
         assert (shown.exit_code, "$29.00" in shown.stdout, "paid" in shown.stdout) == (0, True, True)
         [row] = json.loads(console("customer", "invoices", customer_id, "--json").stdout)
-        asked = shop.get(f"/api/customers/{customer_id}/invoices")["invoices"]
-        assert (row["number"], row["total"]) == (asked[0]["number"], 2900)
+        assert [row] == shop.get(f"/api/customers/{customer_id}/invoices")["invoices"]
 
         done = console("customer", "deactivate", customer_id, "--at-period-end", "--yes")
         assert "deactivated" not in done.stdout

@@ -7,8 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -38,42 +37,30 @@ SLOW = {
 }
 
 
-@dataclass
-class Proxy:
-    """A running nginx in front of a service; `process` is its master."""
-
-    port: int
-    process: "subprocess.Popen[bytes]"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
 @pytest.fixture
-def behind_nginx(open_folder: Path) -> Iterator[Callable[[Server], Proxy]]:
-    """Start an nginx with the configuration that is deployed; only addresses and folders are the test's."""
+def behind_nginx(open_folder: Path) -> Iterator[Callable[[Server], int]]:
+    """Start an nginx with the configuration that is deployed, addresses and folders apart: its port."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(server: Server) -> Proxy:
+    def start(server: Server) -> int:
         port = free_port()
         text = (ROOT / "deploy" / "nginx" / "nginx.conf").read_text()
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        folders = " ".join(f"{kind}_temp_path {open_folder}/{kind};" for kind in kinds)
         for written, here in (
             ("api:3100", f"127.0.0.1:{server.port}"),
             ("listen 80", f"listen 127.0.0.1:{port}"),
+            ("http {", f"http {{ {folders}"),
         ):
             assert written in text
             text = text.replace(written, here)
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        folders = " ".join(f"{kind}_temp_path {open_folder}/{kind};" for kind in kinds)
-        text = text.replace("http {", f"http {{ {folders}", 1)
         settings = f"daemon off; pid {open_folder}/nginx.pid; error_log {open_folder}/nginx.log;"
         (open_folder / "nginx.conf").write_text(f"{settings}\n{text}")
         command = [str(NGINX), "-c", str(open_folder / "nginx.conf"), "-e", str(open_folder / "nginx.log")]
         started.append(subprocess.Popen(command))
-        proxy = Proxy(port, started[-1])
-        wait_until(lambda: requests.get(f"{proxy.url}/health", timeout=PATIENCE).status_code == 200)
-        return proxy
+        url = f"http://127.0.0.1:{port}/health"
+        wait_until(lambda: requests.get(url, timeout=PATIENCE).status_code == 200)
+        return port
 
     yield start
     for process in started:
@@ -82,30 +69,29 @@ def behind_nginx(open_folder: Path) -> Iterator[Callable[[Server], Proxy]]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[Proxy, bytes], socket.socket]]:
-    """A connection that sends this and nothing more, and reads nothing."""
-    connections: list[socket.socket] = []
+def connect() -> Iterator[Callable[[int, bytes], socket.socket]]:
+    """A connection to a port that sends this and nothing more, and reads nothing."""
+    with ExitStack() as opened:
 
-    def open_one(proxy: Proxy, sent: bytes) -> socket.socket:
-        connections.append(socket.socket())
-        connections[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connections[-1].settimeout(PATIENCE)
-        connections[-1].connect(("127.0.0.1", proxy.port))
-        connections[-1].sendall(sent)
-        return connections[-1]
+        def open_one(port: int, sent: bytes) -> socket.socket:
+            connection = opened.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(PATIENCE)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(sent)
+            return connection
 
-    yield open_one
-    for connection in connections:
-        connection.close()
+        yield open_one
 
 
 def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, connect):
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
     made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
-    proxy = behind_nginx(server)
+    port = behind_nginx(server)
+    url = f"http://127.0.0.1:{port}"
     slow = {kind: [] for kind in SLOW}
     for kind in islice(cycle(SLOW), SLOW_CLIENTS):
-        slow[kind].append(connect(proxy, SLOW[kind]))
+        slow[kind].append(connect(port, SLOW[kind]))
     dribbling = dict.fromkeys(slow["has not finished its head"] + slow["has not finished its body"], 0)
     stop = threading.Event()
 
@@ -119,10 +105,9 @@ def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, conne
         body = report_body(made["customerId"], instanceId=f"i{number}")
         with requests.Session() as session:
             for path in PATHS:
-                assert session.get(proxy.url + path, headers=ADMIN, timeout=PATIENCE).status_code == 200
-            headers = bearer(made["license"])
-            url = f"{proxy.url}/api/usage/report"
-            return session.post(url, json=body, headers=headers, timeout=PATIENCE).status_code
+                assert session.get(url + path, headers=ADMIN, timeout=PATIENCE).status_code == 200
+            session.headers.update(bearer(made["license"]))
+            return session.post(f"{url}/api/usage/report", json=body, timeout=PATIENCE).status_code
 
     with ThreadPoolExecutor(9) as pool:
         dribbler = pool.submit(dribble)
@@ -136,60 +121,52 @@ def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, conne
     assert slowest.recv(100).startswith(b"HTTP/1.1 401 ")
     # What the service refuses as too long is refused by it, not by the proxy.
     options = {"data": b" " * (1024 * 1024 + 1), "headers": ADMIN | {"Content-Type": "application/json"}}
-    answer = requests.post(f"{proxy.url}/api/usage/reports", timeout=PATIENCE, **options)
+    answer = requests.post(f"{url}/api/usage/reports", timeout=PATIENCE, **options)
     assert (answer.status_code, answer.json()["requestId"]) == (413, answer.headers["X-Request-ID"])
 
 
-@pytest.fixture
-def reporters(behind_nginx) -> Iterator[Callable[[Server], Callable[[], list[int]]]]:
-    """Instances that report through the proxy without a pause; the call stops them and gives all statuses."""
-    stop = threading.Event()
+@contextmanager
+def reporting(url: str, customer: dict[str, Any]) -> Iterator[list[int]]:
+    """Instances that report without a pause; the list holds all statuses."""
+    stop, statuses = threading.Event(), []
+
+    def report(number: int) -> None:
+        body = report_body(customer["customerId"], instanceId=f"i{number}")
+        with requests.Session() as session:
+            session.headers.update(bearer(customer["license"]))
+            while not stop.is_set():
+                statuses.append(session.post(url, json=body, timeout=PATIENCE).status_code)
+
     with ThreadPoolExecutor(8) as pool:
-
-        def start(server: Server) -> Callable[[], list[int]]:
-            made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
-            url = f"{behind_nginx(server).url}/api/usage/report"
-
-            def report(number: int) -> list[int]:
-                body = report_body(made["customerId"], instanceId=f"i{number}")
-                statuses = []
-                with requests.Session() as session:
-                    session.headers.update(bearer(made["license"]))
-                    while not stop.is_set():
-                        statuses.append(session.post(url, json=body, timeout=PATIENCE).status_code)
-                return statuses
-
-            running = [pool.submit(report, number) for number in range(8)]
-
-            def finish() -> list[int]:
-                stop.set()
-                return [status for future in running for status in future.result()]
-
-            return finish
-
-        yield start
-        stop.set()
+        running = [pool.submit(report, number) for number in range(8)]
+        try:
+            yield statuses
+        finally:
+            stop.set()
+        for future in running:
+            future.result()
 
 
-def stored(sql: Callable[..., list[dict[str, Any]]]) -> int:
-    return int(sql("SELECT COUNT(*) AS reports FROM usage_reports")[0]["reports"])
+def test_a_reload_and_a_restart_with_a_socket_of_systemd_lose_no_request(
+    environ, behind_nginx, sql, tmp_path
+):
+    def stored() -> int:
+        return sql("SELECT COUNT(*) AS reports FROM usage_reports")[0]["reports"]
 
-
-def test_a_reload_and_a_restart_with_a_socket_of_systemd_lose_no_request(environ, reporters, sql, tmp_path):
     settings = {name: value for name, value in environ.items() if name != "LOG_LEVEL"}
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         server = Server(settings, tmp_path, listener=listener).start()
-        finish = reporters(server)
-        for _ in range(2):
-            before, workers = stored(sql), set(server.workers())
-            wait_until(lambda before=before: stored(sql) > before)
-            server.send(signal.SIGHUP)
-            wait_until(lambda old=workers: server.workers() and not old & set(server.workers()))
-            before = stored(sql)
-            wait_until(lambda before=before: stored(sql) > before)
-            assert server.stop() == 0
-            server.restart()
-        statuses = finish()
+        made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+        with reporting(f"http://127.0.0.1:{behind_nginx(server)}/api/usage/report", made) as statuses:
+            for _ in range(2):
+                before, workers = stored(), set(server.workers())
+                wait_until(lambda before=before: stored() > before)
+                server.send(signal.SIGHUP)
+                wait_until(lambda old=workers: server.workers() and not old & set(server.workers()))
+                before = stored()
+                wait_until(lambda before=before: stored() > before)
+                assert server.stop() == 0
+                server.restart()
         assert server.stop() == 0
     assert set(statuses) == {201}
-    assert stored(sql) == len(statuses) > 8
+    assert stored() == len(statuses) > 8

@@ -7,7 +7,7 @@ from tests.conftest import ADMIN
 from tests.server import wait_until
 
 
-def test_a_worker_then_the_database(server, postgres, load):
+def test_a_worker_then_the_database_then_everything(server, postgres, load):
     load.wait_for_more()
     victim = server.workers()[0]
     os.kill(victim, signal.SIGKILL)
@@ -18,11 +18,6 @@ def test_a_worker_then_the_database(server, postgres, load):
     assert server.get("/health").status_code == 200
     postgres.start()
     wait_until(lambda: server.get("/health/ready").status_code == 200)
-    load.wait_for_more()
-    load.check(postgres)
-
-
-def test_everything(server, postgres, load):
     load.wait_for_more()
     server.kill()
     postgres.kill()
