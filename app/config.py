@@ -127,7 +127,7 @@ class _Reader:
         text = self.text(name)
         if text is None:
             return default
-        if not (text.isascii() and text.isdigit() and low <= int(text[:12]) <= high):
+        if not (text.isascii() and text.isdigit() and len(text) <= 12 and low <= int(text) <= high):
             raise ConfigError(f"{name}: {text!r} is not a whole number from {low} to {high}")
         return int(text)
 
