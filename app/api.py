@@ -132,6 +132,9 @@ class Blueprint(flask_smorest.Blueprint):
         def decorator(view: Any) -> Any:
             parameters = getattr(view, "_apidoc", {}).get("arguments", {}).get("parameters", ())
             places = {parameter["in"] for parameter in parameters}
+            for parameter in parameters:
+                if getattr(parameter["schema"], "body_optional", False):
+                    parameter["schema"] = {"anyOf": [parameter["schema"], {"type": "null"}]}
             codes = {429, 503, *errors}
             # `create` of the blueprint `customers` is createCustomer; a name of several words stands alone.
             name = view.__name__ if "_" in view.__name__ else f"{view.__name__}_{self.name.removesuffix('s')}"
