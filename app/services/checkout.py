@@ -134,10 +134,14 @@ def ensure_stripe_customer(customer: Row) -> str:
     state = f"{known or 'none'}-{customer['updated_at'].timestamp()}-{this_minute()}"
     key = f"customer-{customer_id}-after-{state}"
     created = stripe.create_customer(customer_id, customer["email"], name, key)
+    _link(customer_id, created)
+    return created
+
+
+def _link(customer_id: str, stripe_id: str) -> None:
     with db.transaction() as cur:
-        linked = lock_customer_or_404(cur, customer_id) | {"stripe_customer_id": created}
-        customers.update_customer(cur, linked)
-    return str(created)
+        customer = lock_customer_or_404(cur, customer_id)
+        customers.update_customer(cur, customer | {"stripe_customer_id": stripe_id})
 
 
 def _left_without_customer(customer: Row, there: Iterable[Object]) -> str | None:
@@ -163,9 +167,7 @@ def adopt_stripe_customer(customer_id: str, stripe_id: str) -> None:
     """Link a customer that Stripe has already, write our id into its metadata, and sync what it pays."""
     key = f"adopt-{stripe_id}-{customer_id}-{this_minute()}"
     stripe.update_customer(stripe_id, {"metadata": {"customer_id": customer_id}}, key)
-    with db.transaction() as cur:
-        linked = lock_customer_or_404(cur, customer_id) | {"stripe_customer_id": stripe_id}
-        customers.update_customer(cur, linked)
+    _link(customer_id, stripe_id)
     sync_customer(customer_id)
 
 
