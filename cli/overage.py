@@ -1,7 +1,6 @@
 """`flask usage overage|invoice-preview|bill-late` and `flask customer overage`: devices above the limit."""
 
 from datetime import datetime
-from typing import Any
 
 import click
 
@@ -9,6 +8,7 @@ from app.db import Row
 from app.encoding import camel_case
 from app.errors import DomainError
 from app.extensions import db, settings, stripe
+from app.overage import owed
 from app.queries import overage as overage_rows
 from cli.customer import customer
 from cli.output import (
@@ -18,6 +18,7 @@ from cli.output import (
     Table,
     confirm,
     customer_argument,
+    dump,
     fields,
     load,
     local_time,
@@ -71,12 +72,6 @@ def preview(customer_id: str, period: str) -> Answer:
     from app.services import overage
 
     found = overage.billing_of(customer_id, period)
-
-    def as_json() -> Any:
-        from app.schemas.overage import BillingAnswer
-
-        return BillingAnswer().dump(found)
-
     price, currency = found["price_per_device_month"], found["currency"]
     shown = {
         "Period": f"{local_time(found['period']['start'])} to {local_time(found['period']['end'])}",
@@ -87,7 +82,10 @@ def preview(customer_id: str, period: str) -> Answer:
         "State": found["state"],
     }
     days = [[row[name] for name in DAY_CELLS[1:]] for row in found["days"]]
-    return Answer(as_json, [f"Overage of {customer_id}:", RULE, fields(shown), Table(DAY_COLUMNS[1:], days)])
+    return Answer(
+        lambda: dump("overage:BillingAnswer", found),
+        [f"Overage of {customer_id}:", RULE, fields(shown), Table(DAY_COLUMNS[1:], days)],
+    )
 
 
 @usage.command(
@@ -151,9 +149,9 @@ def bill_late(customer_id: str | None, yes: bool) -> Answer:
     with db.statement() as cur:
         late = overage_rows.select_waiting_days(cur, customer_id, ["late"])
     if late:
-        owed = money(sum(row["due"] * row["price"] for row in late), "usd")
+        _, amount = owed(late)
         who = ", ".join(dict.fromkeys(row["customer_id"] for row in late))
-        confirm(f"Bill {len(late)} late day(s) of {who}, {owed} in all?", yes=yes)
+        confirm(f"Bill {len(late)} late day(s) of {who}, {money(amount, 'usd')} in all?", yes=yes)
     bills = [
         bill for one in dict.fromkeys(row["customer_id"] for row in late) if (bill := overage.bill_late(one))
     ]
