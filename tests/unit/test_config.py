@@ -26,6 +26,7 @@ from app.config import ConfigError, load_settings
         ("RATELIMIT_ADMIN", "0/minute"),
         ("RATELIMIT_ADMIN", "60/week"),
         ("PORT", "65536"),
+        ("PORT", "00000000031000000"),  # as many digits as hid what follows the first twelve
         ("TRIAL_DAYS", "0"),
         ("TRUSTED_PROXIES", "10.0.0.0/8"),
         ("OVERAGE", "maybe"),
