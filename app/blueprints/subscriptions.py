@@ -1,10 +1,15 @@
 """Subscriptions over HTTP."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
+
+from flask import Response, make_response
 
 from app.api import Blueprint
 from app.auth import admin, caller, own, require_own
 from app.db import Cursor, Row
+from app.encoding import json_text
 from app.idempotency import idempotent
 from app.schemas import subscriptions as schemas
 from app.services import checkout as checkouts
@@ -13,6 +18,21 @@ from app.services import subscriptions
 blp = Blueprint(
     "subscriptions", __name__, url_prefix="/api/subscriptions", description="What they subscribe to"
 )
+
+
+def in_both_spellings(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the names that deployed clients read, also to an answer kept under the route's other name."""
+
+    @wraps(view)
+    def wrapper(*args: Any, **kwargs: Any) -> Response:
+        response = make_response(view(*args, **kwargs))
+        if response.status_code == 201:
+            answer = response.get_json()
+            spelled = {"session_id": answer["sessionId"], "checkout_url": answer["checkoutUrl"]}
+            response.set_data(json_text(answer | spelled))
+        return response
+
+    return wrapper
 
 
 @blp.route("/create-checkout", methods=["POST"], errors=(402, 404, 409, 502))
@@ -28,6 +48,7 @@ def create_checkout(body: dict[str, Any]) -> Row:
 
 @blp.route("/checkout", methods=["POST"], errors=(402, 404, 409, 502))
 @own()
+@in_both_spellings
 @idempotent(route="/api/subscriptions/create-checkout")
 @blp.arguments(schemas.CheckoutRequest)
 @blp.response(201, schemas.DeployedCheckoutAnswer)

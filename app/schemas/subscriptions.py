@@ -46,10 +46,10 @@ class CheckoutAnswer(CamelSchema):
 
 
 class DeployedCheckoutAnswer(CheckoutAnswer):
-    """With the two spellings that deployed clients read."""
+    """With the two spellings that deployed clients read; the route adds them."""
 
-    session = fields.String(attribute="session_id", data_key="session_id", required=True, dump_only=True)
-    url = fields.String(attribute="checkout_url", data_key="checkout_url", required=True, dump_only=True)
+    session = fields.String(data_key="session_id", required=True)
+    url = fields.String(data_key="checkout_url", required=True)
 
 
 class UpgradeRequest(InputSchema):

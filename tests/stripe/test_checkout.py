@@ -64,9 +64,19 @@ def test_the_name_that_deployed_clients_use(shop: Shop) -> None:
     assert (answer.status_code, answer.json["session_id"]) == (201, answer.json["sessionId"])
     assert answer.json["checkout_url"] == answer.json["checkoutUrl"]
     again = shop.post(PATH, body, headers)
-    assert (again.status_code, again.json) == (201, answer.json)
+    assert (again.status_code, again.json) == (201, {name: answer.json[name] for name in again.json})
     (session,) = pages(shop)
     assert {name: session[name] for name in urls} == urls
+
+
+def test_a_key_first_used_under_the_other_name_answers_deployed_clients_in_their_spelling(shop: Shop) -> None:
+    body = {"customerId": shop.customer(), "plan": "starter"}
+    headers = ADMIN | {"Idempotency-Key": "k1"}
+    answer = shop.post(PATH, body, headers).json
+    again = shop.post("/api/subscriptions/checkout", body, headers)
+    spelled = {"session_id": answer["sessionId"], "checkout_url": answer["checkoutUrl"]}
+    assert (again.status_code, again.json) == (201, answer | spelled)
+    assert len(pages(shop)) == 1
 
 
 def test_tax_is_left_to_stripe(shop: Shop, make_app: Callable[..., Flask]) -> None:
