@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -34,16 +35,15 @@ from app.config import KEEP_ALIVE_SECONDS, ConfigError
 from app.errors import Unavailable
 
 
-def listen_addresses(port: int) -> list[str]:
-    """All addresses of this machine: of IPv6 and IPv4 where there is IPv6, else of IPv4."""
-    ipv4, ipv6 = f"0.0.0.0:{port}", f"[::]:{port}"
+def listen(port: int) -> int:
+    """A socket on all addresses of this machine that shares the port with others like it: its descriptor."""
+    options: dict[str, Any] = {"backlog": 2048, "reuse_port": True}
     try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::", 0))
-            excludes_ipv4 = probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    except OSError:
-        return [ipv4]
-    return [ipv6, ipv4] if excludes_ipv4 else [ipv6]
+        address = ("::", port)
+        found = socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, **options)
+    except (OSError, ValueError):  # there is no IPv6
+        found = socket.create_server(("", port), **options)
+    return found.detach()
 
 
 settings = wsgi.app.extensions["billing.settings"]
@@ -58,10 +58,7 @@ except ConfigError as error:
         raise
     logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
 
-bind = listen_addresses(settings.port)
-# With a socket for each worker (reuse_port) Linux resets the connections that wait at a worker which ends,
-# unless the sysctl net.ipv4.tcp_migrate_req is 1.
-reuse_port = False
+bind = vars(wsgi).get("sockets", [f":{settings.port}"])  # those that `on_starting` made stay at a reload
 worker_class = "gthread"
 workers = settings.web_concurrency
 threads = settings.web_threads
@@ -85,6 +82,24 @@ gc.freeze()
 def on_starting(server: Any) -> None:
     """With EMBEDDED_POSTGRES the database runs as long as this process; without any the start ends here."""
     wsgi.app.extensions["billing.db"].url  # noqa: B018
+    if server.cfg.bind != bind or os.environ.keys() & {"LISTEN_FDS", "GUNICORN_FD"}:
+        return  # it listens elsewhere, or has a socket of systemd's or of the master that it replaces
+    with suppress(OSError):  # gunicorn tries it again for some seconds, and says what is wrong
+        socket.create_server(("", settings.port)).close()  # there is no other service
+        made = [f"fd://{listen(settings.port)}" for _ in range(server.cfg.workers)]
+        vars(wsgi)["sockets"] = made
+        server.cfg.set("bind", made)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Share the sockets out: at a common one a single worker often takes a whole burst of connections.
+
+    The master keeps all of them open, so that what waits at one is for the worker that comes next.
+    """
+    served = Counter(other.sockets[0] for other in server.WORKERS.values())
+    sockets, workers = server.LISTENERS, server.cfg.workers
+    first = min(range(min(len(sockets), workers)), key=lambda n: served[sockets[n]])
+    worker.sockets = sockets[first::workers]
 
 
 def when_ready(server: Any) -> None:

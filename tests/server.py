@@ -81,6 +81,12 @@ class Server:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def reload(self) -> None:
+        """SIGHUP, and wait until only new workers are there."""
+        before = set(self.workers())
+        self.send(signal.SIGHUP)
+        wait_until(lambda: self.workers() and not before & set(self.workers()))
+
     def kill(self) -> None:
         """`kill -9` of master and workers at once."""
         for pid in (self.process.pid, *self.workers()):

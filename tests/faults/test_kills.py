@@ -1,4 +1,6 @@
-"""`kill -9` under load: what was acknowledged is there, the rest can be sent again, and it recovers."""
+"""Signals under load: a reload loses nothing; after `kill -9` what was acknowledged is there, the rest can be
+sent again, and it recovers.
+"""
 
 import os
 import signal
@@ -26,3 +28,13 @@ def test_a_worker_then_the_database_then_everything(server, postgres, load):
     load.wait_for_more()
     load.check(postgres)
     assert server.get(f"/api/licenses/{load.customer_id}", headers=ADMIN).status_code == 200
+
+
+def test_reloads_lose_no_request(server, load):
+    """Each comes on a connection of its own, also while old workers take no more."""
+    for _ in range(3):
+        load.wait_for_more()
+        server.reload()
+    load.wait_for_more()
+    load.stop()
+    assert set(load.answers.values()) == {201}
