@@ -98,7 +98,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     """
     served = Counter(other.sockets[0] for other in server.WORKERS.values())
     sockets, workers = server.LISTENERS, server.cfg.workers
-    first = min(range(min(len(sockets), workers)), key=lambda n: served[sockets[n]])
+    first = min(range(min(len(sockets), workers)), key=lambda n: served[sockets[n]], default=0)
     worker.sockets = sockets[first::workers]
 
 
