@@ -96,7 +96,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 
     The master keeps all of them open, so that what waits at one is for the worker that comes next.
     """
-    served = Counter(other.sockets[0] for other in server.WORKERS.values())
+    served = Counter(taken for other in server.WORKERS.values() for taken in other.sockets[:1])
     sockets, workers = server.LISTENERS, server.cfg.workers
     first = min(range(min(len(sockets), workers)), key=lambda n: served[sockets[n]], default=0)
     worker.sockets = sockets[first::workers]
