@@ -281,6 +281,17 @@ class TestRotate:
         assert kid_of(make_customer(client)["license"]) == kid
         assert "LICENSE_PRIVATE_KEY_PATH" in caplog.text
 
+    def test_of_several_at_once_one_is_done_and_the_others_are_refused_before_they_ask(
+        self, own_keys, app, client, console, terminal
+    ):
+        first = kid_of(make_customer(client)["license"])
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda _: app.test_cli_runner().invoke(args=["keys", "rotate"]), range(4)))
+        assert sorted(result.exit_code for result in done) == [0, 1, 1, 1]
+        assert states(console)[first] == "signs"
+        code, screen = terminal("keys", "rotate", typed="n\n", columns=200)
+        assert (code, "--now" in screen, "Replace" in screen) == (1, True, False)
+
     def test_under_load_no_request_fails_and_no_license_is_lost(self, own_keys, environ, client):
         old = make_customer(client)
         stop, tokens, failures = threading.Event(), [], []
