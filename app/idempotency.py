@@ -49,9 +49,9 @@ def idempotent(view: View | None = None, *, route: str | None = None, in_transac
                 return view(*args, **kwargs)
             with db.transaction() as cur:
                 return view(*args, cur=cur, **kwargs)
+        auth.require_license_on_record()  # not left to the view, which does not run when an answer is kept
         if not _KEY.fullmatch(key):
             raise _invalid("Expected 1 to 255 printable ASCII characters without spaces.")
-        auth.require_license_on_record()  # not left to the view, which does not run when an answer is kept
         slot = {"caller": g.actor, "route": route or request.path, "key": key}
         body_hash = _body_hash()
         try:

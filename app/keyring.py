@@ -145,11 +145,15 @@ def write_key_files(settings: Settings, pem: bytes, *, keep_previous: bool = Fal
 
 
 def _waits_for_caches(settings: Settings) -> bool:
-    """Whether the newest key is published, but caches of the JWK Set may not have it yet."""
-    if not previous_key_path(settings).exists():
+    """Whether the newest key is published, but caches of the JWK Set may not have it yet.
+
+    The previous key's file is as old as the rotation. The newest one's may be younger: put back, or replaced.
+    """
+    try:
+        rotated_at = previous_key_path(settings).stat().st_mtime
+    except OSError:
         return False
-    age = time.time() - settings.license_private_key_path.stat().st_mtime
-    return 0 <= age < PUBLISHED_SECONDS
+    return 0 <= time.time() - rotated_at < PUBLISHED_SECONDS
 
 
 def _read_private(path: Path) -> SigningKey:
@@ -158,7 +162,7 @@ def _read_private(path: Path) -> SigningKey:
             raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path} is open to everyone; run: chmod 600 {path}")
         return parse_private_key(path.read_bytes())
     except InvalidKey as error:
-        raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {error}") from None
+        raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path}: {error}") from None
     except OSError as error:
         hint = "; run: flask keys generate" if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"LICENSE_PRIVATE_KEY_PATH: {path}: {error.strerror}{hint}") from None

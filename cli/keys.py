@@ -28,7 +28,7 @@ def generate() -> Answer:
 @yes_option
 def rotate(at_once: bool, yes: bool) -> Answer:
     """Make a new signing key; licenses signed with the old one stay valid."""
-    present = service.require_rotatable().public.kid
+    present = service.require_rotatable(sign_at_once=at_once).public.kid
     since = "at once, though caches may not have it yet" if at_once else "when every cache may have it"
     confirm(f"Replace the signing key {present}? The new one signs {since}.", yes=yes)
     old, new = service.rotate(sign_at_once=at_once)

@@ -18,12 +18,15 @@ def generate() -> SigningKey:
     return write_key_files(settings, generate_private_key())
 
 
-def require_rotatable() -> SigningKey:
-    """The newest key. Raises Conflict when it is not in our files, or still waits for its turn to sign."""
+def require_rotatable(*, sign_at_once: bool) -> SigningKey:
+    """The key that signs now. Raises Conflict when it is not in our files, or the next one waits to sign."""
     elsewhere = key_is_elsewhere(settings)
     if elsewhere:
         raise Conflict(f"The key comes from {elsewhere}. Put a new one there, then send SIGHUP to gunicorn.")
-    return newest_key(settings)
+    signing = load_signing_key(settings)
+    if signing.public.kid != newest_key(settings).public.kid and not sign_at_once:
+        raise Conflict("The last rotation is minutes old: its key does not sign yet. Wait, or use --now.")
+    return signing
 
 
 def rotate(*, sign_at_once: bool) -> tuple[SigningKey, SigningKey]:
@@ -31,14 +34,11 @@ def rotate(*, sign_at_once: bool) -> tuple[SigningKey, SigningKey]:
 
     Running workers follow by themselves. `sign_at_once`: after a compromise.
     """
-    newest = require_rotatable()
     pem = generate_private_key()
     new = parse_private_key(pem)
     with db.transaction("key.rotate") as cur:
         lock(cur, "rotate keys", 10)
-        old = load_signing_key(settings)
-        if old.public.kid != newest.public.kid and not sign_at_once:
-            raise Conflict("The last rotation is minutes old: its key does not sign yet. Wait, or use --now.")
+        old = require_rotatable(sign_at_once=sign_at_once)
         register_key(cur, old.public)
         register_key(cur, new.public)
         write_key_files(settings, pem, keep_previous=not sign_at_once)

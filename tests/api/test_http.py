@@ -285,6 +285,8 @@ class TestIdempotencyKey:
                 client.post("/api/usage/report", json=report_body(made["customerId"]), headers=headers)
             )
         assert [answer.status_code for answer in answers] == [201, 403, 403]
+        unfit = client.post("/api/usage/report", headers=headers | {"Idempotency-Key": "a b"})
+        assert unfit.status_code == 403
 
 
 def send_by_hand(server, method, path, headers, body=()):

@@ -65,9 +65,9 @@ def rotate(console, *options):
 
 
 def let_caches_fetch(private_key_file):
-    """As if the key in the file had been published for as long as caches may keep the older set."""
+    """As if the last rotation were as long ago as caches may keep the older set."""
     at = time.time() - keyring.PUBLISHED_SECONDS
-    os.utime(private_key_file, (at, at))
+    os.utime(f"{private_key_file}.previous", (at, at))
 
 
 def let_licenses_expire(sql, customer_id=None):
@@ -280,6 +280,31 @@ class TestRotate:
         own_keys.write_bytes(b"half a key")
         assert kid_of(make_customer(client)["license"]) == kid
         assert "LICENSE_PRIVATE_KEY_PATH" in caplog.text
+
+    def test_a_key_put_there_by_hand_signs_and_none_of_an_earlier_rotation(self, own_keys, client, console):
+        kids = rotate(console)
+        let_caches_fetch(own_keys)
+        public = own_keys.with_name("public-key.pem")
+        own_keys.write_bytes(OTHER)
+        public.write_text(parse_private_key(OTHER).public.pem)
+        assert kid_of(make_customer(client)["license"]) == parse_private_key(OTHER).public.kid
+        assert kids["oldKid"] not in {kid for kid, state in states(console).items() if state == "signs"}
+
+        rotate(console)
+        previous = own_keys.with_name(f"{own_keys.name}.previous")
+        previous.write_text("damaged")
+        assert is_refused(console("keys", "rotate"), str(previous))
+
+    def test_of_several_at_once_one_is_done_and_the_others_are_refused_before_they_ask(
+        self, own_keys, app, client, console, terminal
+    ):
+        first = kid_of(make_customer(client)["license"])
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda _: app.test_cli_runner().invoke(args=["keys", "rotate"]), range(4)))
+        assert sorted(result.exit_code for result in done) == [0, 1, 1, 1]
+        assert states(console)[first] == "signs"
+        code, screen = terminal("keys", "rotate", typed="n\n", columns=200)
+        assert (code, "--now" in screen, "Replace" in screen) == (1, True, False)
 
     def test_under_load_no_request_fails_and_no_license_is_lost(self, own_keys, environ, client):
         old = make_customer(client)
