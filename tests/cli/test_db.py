@@ -69,6 +69,21 @@ class TestMigrate:
         assert [one.returncode for one in done] == [0, 0, 0]
         assert sum(one.stdout.count("✅") for one in done) == len(ALL)
 
+    def test_a_file_that_takes_long_is_waited_for(self, empty_database_url, tmp_path, monkeypatch):
+        monkeypatch.setattr("app.db.LOCK_SECONDS", 0.05)
+        (tmp_path / "0001_long.sql").write_text("SELECT PG_SLEEP(1);\n")
+
+        def migrate() -> list[str]:
+            other = Database(lambda: empty_database_url)
+            with Flask(__name__).app_context():
+                applied = migrations.migrate(other, tmp_path)
+            other.close()
+            return applied
+
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(migrate) for _ in range(2)]
+            assert sorted(done.result() for done in both) == [[], ["0001_long"]]
+
     def test_a_failing_or_edited_file_leaves_nothing_and_those_before_it_stay(
         self, db, empty_database_url, tmp_path
     ):
