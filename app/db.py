@@ -24,7 +24,7 @@ Row = dict[str, Any]
 LOCK_SECONDS: Final = 2
 """How long a statement waits for a row that another session has locked, before the caller gets 503."""
 LEASE_SECONDS: Final = 60
-BUSY: Final = "Another request or session is changing the same customer. Try again shortly."
+BUSY: Final = "Another request or session is changing the same data. Try again shortly."
 log = logging.getLogger(__name__)
 
 # A host that vanished acknowledges nothing: without these Linux waits a quarter of an hour for it.

@@ -24,6 +24,7 @@ from psycopg2.errors import InsufficientPrivilege
 
 from app.config import ConfigError
 from app.context import set_actor
+from app.db import BUSY
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
@@ -180,7 +181,7 @@ class Group(AppGroup):
 def _explained(error: DomainError | ConfigError) -> str:
     """The message, or PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
-    if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
+    if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege) and str(error) != BUSY:
         return f"DATABASE_URL: {str(cause).strip().partition(chr(10))[0]}"
     return str(error)
 
