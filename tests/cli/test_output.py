@@ -164,6 +164,16 @@ def test_a_database_that_is_away_is_one_line_in_its_own_words(environ, url, reas
     assert re.fullmatch(rf"Error: DATABASE_URL: [^\n]*{reason}[^\n]*\n", done.stderr)
 
 
+def test_a_database_that_takes_no_writes_says_so(make_app, database_url):
+    read_only = "options=-cdefault_transaction_read_only%3Don"
+    app = make_app(DATABASE_URL=f"{database_url}{'&' if '?' in database_url else '?'}{read_only}")
+    done = app.test_cli_runner().invoke(
+        args=["customer", "add", "--email", "ada@example.com", "--name", "Ada"]
+    )
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "Error: DATABASE_URL: cannot execute INSERT in a read-only transaction\n"
+
+
 def test_a_row_that_another_session_holds_is_no_fault_of_the_setting(
     console, client, database_url, monkeypatch
 ):
