@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -217,6 +217,23 @@ class TestBackup:
         file.write_bytes(whole)
         assert other.test_cli_runner().invoke(args=["db", "restore", str(file)]).exit_code == 0
         assert counts(empty_database_url) == counts(database_url)
+
+    def test_a_restore_into_the_wrong_database_drops_nothing(
+        self, make_app, console, filled, empty_database_url, tmp_path
+    ):
+        file = tmp_path / "billing.dump"
+        console("db", "backup", str(file))
+        with closing(psycopg2.connect(empty_database_url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cur:
+                cur.execute(
+                    "CREATE TABLE licenses (id INTEGER); CREATE TABLE of_another_service (id INTEGER)"
+                )
+                cur.execute("INSERT INTO of_another_service VALUES (1)")
+        restore = make_app(DATABASE_URL=empty_database_url).test_cli_runner().invoke
+        refused = restore(args=["db", "restore", str(file)])
+        assert (refused.exit_code, 'relation "licenses" already exists' in refused.stderr) == (1, True)
+        assert counts(empty_database_url) == {"licenses": 0, "of_another_service": 1}
 
     def test_a_file_is_overwritten_only_on_yes_and_a_pipe_never(self, console, terminal, filled, tmp_path):
         file = tmp_path / "billing.dump"
