@@ -26,6 +26,7 @@ if not is_reload:  # prometheus_client reads the variable when it is imported
     master_pid = os.getpid()
     atexit.register(lambda: os.getpid() == master_pid and shutil.rmtree(metrics_dir, ignore_errors=True))
 
+from gunicorn.http.errors import ParseException
 from prometheus_client import multiprocess
 
 import app.stripe_gateway  # noqa: F401 - here, so that the workers share its memory
@@ -73,6 +74,9 @@ proc_name = "zemfyre-billing"
 worker_tmp_dir = shared_memory
 control_socket_disable = True
 
+UNREAD_BLOCKS = 32  # of 64 KiB: the 2 MiB that deploy/nginx lets through
+UNREAD_SECONDS = 5
+
 # The garbage collector writes to the objects that it visits: each worker would get copies of them.
 gc.unfreeze()
 gc.collect()
@@ -109,6 +113,19 @@ def when_ready(server: Any) -> None:
         if role := migrations.superuser(database):
             server.log.warning("DATABASE_URL: the role %s is a superuser; the service needs none", role)
     database.close()  # the workers that are forked from here on open their own
+
+
+def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:
+    """Read what the application left unread of a body, as of one that is too large.
+
+    gunicorn has said keep-alive, but closes a connection with more than 64 KiB unread: what the proxy sends
+    on it next would be lost.
+    """
+    with suppress(ParseException, OSError, ValueError):
+        environ["gunicorn.socket"].settimeout(UNREAD_SECONDS)
+        for _ in range(UNREAD_BLOCKS):
+            if not environ["wsgi.input"].read(65536):
+                break
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from app import embedded
+from app import embedded, migrations
 from app.config import ConfigError
 from app.db import Database
 from app.errors import Conflict, DomainError
@@ -51,7 +51,8 @@ def backup(url: str, file: str) -> None:
 def restore(db: Database, file: str) -> None:
     """Load a dump in one transaction, whole or not at all. Raises Conflict when there are customers.
 
-    Tables that a migration made and nobody has filled are replaced by those of the dump.
+    Tables that migrations made and nobody has filled are replaced by those of the dump. Nothing is dropped in
+    a database that was never migrated.
     """
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "restore.sql"
@@ -62,11 +63,12 @@ def restore(db: Database, file: str) -> None:
             if at >= 0:
                 lines.seek(at)
                 lines.write(b" " * len(_NEWER_SETTING))
-        with db.statement() as cur:
-            migrated = cur.exactly_one("SELECT TO_REGCLASS('customers') IS NOT NULL AS present")["present"]
-            if migrated and cur.one("SELECT 1 FROM customers LIMIT 1"):
-                raise Conflict("This database has customers. Restore into an empty one.")
-            drops = [f"--command={row['statement']}" for row in cur.all(_DROP_OURS)]
+        drops = []
+        if any(migration.applied_at for migration in migrations.status(db)):  # else its tables are not ours
+            with db.statement() as cur:
+                if cur.one("SELECT 1 FROM customers LIMIT 1"):
+                    raise Conflict("This database has customers. Restore into an empty one.")
+                drops = [f"--command={row['statement']}" for row in cur.all(_DROP_OURS)]
         _run(
             "psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1",
             "--command=SET client_min_messages = warning", *drops, f"--file={script}", url=db.url,

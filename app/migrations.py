@@ -9,11 +9,13 @@ from typing import Final
 import psycopg2
 
 from app.config import ROOT
-from app.db import Cursor, Database
+from app.db import Cursor, Database, lock
 from app.errors import Conflict
 from app.queries.usage import ensure_usage_partitions
 
 SQL_DIR: Final = ROOT / "sql"
+OTHERS_SECONDS: Final = 3600
+"""How long one waits for another that is applying a file."""
 
 _CREATE_TABLE: Final = """
     CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -51,7 +53,7 @@ def migrate(db: Database, sql_dir: Path = SQL_DIR) -> list[str]:
     applied: list[str] = []
     while True:
         with db.transaction() as cur:
-            cur.execute("SELECT PG_ADVISORY_XACT_LOCK(HASHTEXT('zemfyre_migrations'))")
+            lock(cur, "migrations", OTHERS_SECONDS)
             cur.execute(_CREATE_TABLE)
             found = _status(cur, sql_dir)
             if later := [m.name for m in found if m.script is None]:

@@ -18,7 +18,7 @@ from app.errors import TooManyRequests
 STORAGE_SECONDS: Final = 0.5
 PAUSE_SECONDS: Final = 5
 FORGET_SECONDS: Final = 60
-_REDIS: Final = ("redis://", "rediss://", "redis+unix://", "redis+sentinel://", "redis+cluster://")
+_REDIS: Final = ("redis://", "rediss://", "redis+unix://")
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +73,7 @@ class ProcessStorage:
     """Counts of this process, with the two methods of the library's storages that are used here.
 
     The library's own starts a thread at nearly every hit, which takes 0.15 ms, to walk through all counts.
+    Windows are kept on the monotonic clock: one that is set back would make them last that much longer.
     """
 
     def __init__(self) -> None:
@@ -82,7 +83,7 @@ class ProcessStorage:
 
     def incr(self, key: str, expiry: int) -> int:
         """Count one more in the window, which `expiry` seconds from its first count ends."""
-        at = time.time()
+        at = time.monotonic()
         with self._lock:
             if at >= self._forgets_at:
                 self.windows = {name: window for name, window in self.windows.items() if window[1] > at}
@@ -93,8 +94,8 @@ class ProcessStorage:
             return window[0]
 
     def get_expiry(self, key: str) -> float:
-        """When the window ends, or 0 if another thread has forgotten it since."""
-        return self.windows.get(key, (0, 0.0))[1]
+        """When the window ends, as Unix time; in the past if another thread has forgotten it since."""
+        return time.time() + self.windows.get(key, (0, 0.0))[1] - time.monotonic()
 
 
 def _storage(uri: str) -> Storage | ProcessStorage:

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Final
 
 import stripe
-from flask import has_request_context
+from flask import g, has_request_context
 
 from app.config import Settings
 from app.errors import (
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 20
 RETRIES: Final = 2
+CALLS_BEGIN_WITHIN_SECONDS: Final = 40
+"""Of a web request: with the last call it ends before its lease (60 s) and the proxy's patience (65 s)."""
 PLACES: Final = 2
 QUEUE_SECONDS: Final = 5
 WEBHOOK_TOLERANCE_SECONDS: Final = 300
@@ -71,6 +73,8 @@ class HttpClient(stripe.RequestsClient):
         self._turn = threading.Lock()
 
     def request_with_retries(self, *args: Any, **kwargs: Any) -> Any:
+        if has_request_context() and time.perf_counter() - g.started > CALLS_BEGIN_WITHIN_SECONDS:
+            raise StripeFailed("Stripe is slow to answer. Try again.")
         with self._slot():
             try:
                 answer = super().request_with_retries(*args, **kwargs)

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 import psycopg2
 from flask.cli import AppGroup, ScriptInfo
-from psycopg2.errors import InsufficientPrivilege
+from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from app.config import ConfigError
 from app.context import set_actor
+from app.db import BUSY
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
@@ -180,7 +181,8 @@ class Group(AppGroup):
 def _explained(error: DomainError | ConfigError) -> str:
     """The message, or PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
-    if isinstance(cause, psycopg2.OperationalError | InsufficientPrivilege):
+    reasons = psycopg2.OperationalError | InsufficientPrivilege | ReadOnlySqlTransaction
+    if isinstance(cause, reasons) and str(error) != BUSY:
         return f"DATABASE_URL: {str(cause).strip().partition(chr(10))[0]}"
     return str(error)
 

@@ -111,6 +111,16 @@ def test_a_server_that_does_not_answer_is_503():
     assert refused.value.headers["Retry-After"]
 
 
+def test_a_host_that_vanishes_is_noticed_and_the_url_goes_before_our_parameters(app, database_url):
+    separator = "&" if "?" in database_url else "?"
+    database = Database(lambda: f"{database_url}{separator}connect_timeout=2&application_name=mine")
+    with database.statement() as cur:
+        used = cur.connection.info.dsn_parameters
+        assert cur.exactly_one("SHOW application_name") == {"application_name": "mine"}
+    database.close()
+    assert (used["connect_timeout"], used["tcp_user_timeout"]) == ("2", "10000")  # the second in ms
+
+
 def test_a_read_only_server_is_503_until_it_takes_writes(db, notes, database_url):
     name = database_url.rpartition("/")[2].partition("?")[0]
     with db.statement() as cur:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -213,7 +214,10 @@ def test_a_redis_that_hangs_lets_everybody_through_and_is_logged(limited, caplog
     assert "topsecret" not in caplog.text
 
 
-@pytest.mark.parametrize("uri", ["nonsense", "redis://127.0.0.1:pass#word", "async+memory://", "http://x"])
+@pytest.mark.parametrize(
+    "uri",
+    ["nonsense", "redis://127.0.0.1:pass#word", "async+memory://", "http://x", "redis+sentinel://h:1/m"],
+)
 def test_a_storage_that_is_none_ends_the_start_with_one_line(uri):
     with pytest.raises(ConfigError) as refused:
         RateLimiter(load_settings({"RATELIMIT_STORAGE_URI": uri}))
@@ -222,11 +226,14 @@ def test_a_storage_that_is_none_ends_the_start_with_one_line(uri):
 
 
 def test_counts_of_a_process_are_forgotten_when_their_window_is_over(monkeypatch):
-    clock = [1000.0]
-    monkeypatch.setattr("time.time", lambda: clock[0])
+    monotonic, wall = [1000.0], [5000.0]
+    clock = SimpleNamespace(monotonic=lambda: monotonic[0], time=lambda: wall[0])
+    monkeypatch.setattr(ratelimit, "time", clock)
     storage = ratelimit.ProcessStorage()
     assert [storage.incr("a", 10), storage.incr("a", 10), storage.incr("b", 100)] == [1, 2, 1]
-    clock[0] += 10
-    assert (storage.incr("a", 10), storage.get_expiry("a")) == (1, 1020)
-    clock[0] += ratelimit.FORGET_SECONDS
+    monotonic[0] += 10
+    wall[0] -= 3600  # set back meanwhile
+    assert (storage.incr("a", 10), storage.get_expiry("a")) == (1, wall[0] + 10)
+    monotonic[0] += ratelimit.FORGET_SECONDS
     assert (storage.incr("b", 100), storage.windows) == (2, {"b": (2, 1100)})
+    assert storage.get_expiry("a") < wall[0]

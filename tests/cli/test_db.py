@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -68,6 +68,21 @@ class TestMigrate:
             done = list(pool.map(lambda _: run_flask("db", "migrate", environ=settings), range(3)))
         assert [one.returncode for one in done] == [0, 0, 0]
         assert sum(one.stdout.count("✅") for one in done) == len(ALL)
+
+    def test_a_file_that_takes_long_is_waited_for(self, empty_database_url, tmp_path, monkeypatch):
+        monkeypatch.setattr("app.db.LOCK_SECONDS", 0.05)
+        (tmp_path / "0001_long.sql").write_text("SELECT PG_SLEEP(1);\n")
+
+        def migrate() -> list[str]:
+            other = Database(lambda: empty_database_url)
+            with Flask(__name__).app_context():
+                applied = migrations.migrate(other, tmp_path)
+            other.close()
+            return applied
+
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(migrate) for _ in range(2)]
+            assert sorted(done.result() for done in both) == [[], ["0001_long"]]
 
     def test_a_failing_or_edited_file_leaves_nothing_and_those_before_it_stay(
         self, db, empty_database_url, tmp_path
@@ -202,6 +217,23 @@ class TestBackup:
         file.write_bytes(whole)
         assert other.test_cli_runner().invoke(args=["db", "restore", str(file)]).exit_code == 0
         assert counts(empty_database_url) == counts(database_url)
+
+    def test_a_restore_into_the_wrong_database_drops_nothing(
+        self, make_app, console, filled, empty_database_url, tmp_path
+    ):
+        file = tmp_path / "billing.dump"
+        console("db", "backup", str(file))
+        with closing(psycopg2.connect(empty_database_url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cur:
+                cur.execute(
+                    "CREATE TABLE licenses (id INTEGER); CREATE TABLE of_another_service (id INTEGER)"
+                )
+                cur.execute("INSERT INTO of_another_service VALUES (1)")
+        restore = make_app(DATABASE_URL=empty_database_url).test_cli_runner().invoke
+        refused = restore(args=["db", "restore", str(file)])
+        assert (refused.exit_code, 'relation "licenses" already exists' in refused.stderr) == (1, True)
+        assert counts(empty_database_url) == {"licenses": 0, "of_another_service": 1}
 
     def test_a_file_is_overwritten_only_on_yes_and_a_pipe_never(self, console, terminal, filled, tmp_path):
         file = tmp_path / "billing.dump"

@@ -7,12 +7,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 from rich.cells import cell_len
 
 from tests.cli.conftest import RULE
+from tests.conftest import ADMIN
 from tests.factories import make_customer
 from tests.server import ROOT, clean_environ, run_flask
 
@@ -159,6 +162,28 @@ def test_a_database_that_is_away_is_one_line_in_its_own_words(environ, url, reas
     done = run_flask("customer", "list", environ=environ | {"DATABASE_URL": url})
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"Error: DATABASE_URL: [^\n]*{reason}[^\n]*\n", done.stderr)
+
+
+def test_a_database_that_takes_no_writes_says_so(make_app, database_url):
+    read_only = "options=-cdefault_transaction_read_only%3Don"
+    app = make_app(DATABASE_URL=f"{database_url}{'&' if '?' in database_url else '?'}{read_only}")
+    done = app.test_cli_runner().invoke(
+        args=["customer", "add", "--email", "ada@example.com", "--name", "Ada"]
+    )
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "Error: DATABASE_URL: cannot execute INSERT in a read-only transaction\n"
+
+
+def test_a_row_that_another_session_holds_is_no_fault_of_the_setting(
+    console, client, database_url, monkeypatch
+):
+    monkeypatch.setattr("app.db.LOCK_SECONDS", 0.05)
+    customer_id = make_customer(client)["customerId"]
+    with closing(psycopg2.connect(database_url)) as other, other.cursor() as cur:
+        cur.execute("UPDATE customers SET name = 'Held'")
+        done = console("customer", "update", customer_id, "--name", "New")
+    assert (done.exit_code, done.stderr.startswith("Error: Another request or session")) == (1, True)
+    assert client.get(f"/api/customers/{customer_id}", headers=ADMIN).json["name"] == "Customer Name"
 
 
 def test_what_a_command_does_not_use_is_not_loaded(environ, client):

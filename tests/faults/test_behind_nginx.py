@@ -83,6 +83,29 @@ def connect() -> Iterator[Callable[[int, bytes], socket.socket]]:
         yield open_one
 
 
+def test_bodies_that_are_not_read_cost_nobody_an_answer(serve, behind_nginx):
+    """Refused before they are read: too large, or with a credential that is none."""
+    server = serve()
+    made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()
+    url = f"http://127.0.0.1:{behind_nginx(server)}/api"
+    answers = {"refused": set(), "stored": set()}
+
+    def refused(number: int) -> None:
+        headers = ADMIN if number % 2 else bearer("guess")
+        sent = requests.post(f"{url}/customers", data=b"x" * 300_000, headers=headers, timeout=PATIENCE)
+        answers["refused"].add(sent.status_code)
+
+    def stored(number: int) -> None:
+        body, headers = report_body(made["customerId"], instanceId=f"i{number}"), bearer(made["license"])
+        sent = requests.post(f"{url}/usage/report", json=body, headers=headers, timeout=PATIENCE)
+        answers["stored"].add(sent.status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(600):
+            pool.submit(refused if number % 2 else stored, number // 2)
+    assert answers == {"refused": {401, 413}, "stored": {201}}
+
+
 def test_slow_clients_keep_nobody_from_being_answered(serve, behind_nginx, connect):
     server = serve(WEB_CONCURRENCY="1", WEB_THREADS="2")
     made = server.post("/api/customers", {"email": "ada@example.com"}, headers=ADMIN).json()

@@ -8,10 +8,11 @@ from typing import Any
 
 import requests
 
+from app import stripe_gateway
 from tests.conftest import ADMIN
 from tests.factories import bearer, make_customer, report_body
 from tests.server import Server, wait_until
-from tests.shop import Shop
+from tests.shop import Shop, assert_refused
 
 Serve = Callable[..., Server]
 CHECKOUT = "/api/subscriptions/create-checkout"
@@ -47,6 +48,18 @@ def test_slow_stripe_does_not_keep_reports_waiting(shop: Shop, serve: Serve) -> 
     shop.sandbox.faults.clear()
     turned_away = [c for c, answer in zip(customers, answers, strict=True) if answer.status_code == 503]
     assert ask_for_page(server, turned_away[0]).status_code == 201
+
+
+def test_a_request_ends_before_its_lease_and_the_proxys_patience(shop: Shop, monkeypatch: Any) -> None:
+    """Each answer is in time, but all of them together take too long: no further call begins."""
+    monkeypatch.setattr(stripe_gateway, "CALLS_BEGIN_WITHIN_SECONDS", 0.3)
+    customer_id = shop.customer()
+    shop.sandbox.faults.delay = 0.2
+    assert_refused(shop.try_checkout(customer_id), 502, "slow")
+    assert len(shop.sandbox.requests) == 2
+    shop.sandbox.faults.clear()
+    shop.checkout(customer_id)
+    assert len(shop.sandbox.every("checkout.session")) == 1
 
 
 def killed_while(server: Server, shop: Shop, path: str, call: Callable[[], Any]) -> None:
