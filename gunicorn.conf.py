@@ -59,6 +59,7 @@ except ConfigError as error:
         raise
     logging.getLogger("gunicorn.error").error("not reloaded: %s", error)
 
+forked: list[Any] = []  # the workers since this file was loaded
 bind = vars(wsgi).get("sockets", [f":{settings.port}"])  # those that `on_starting` made stay at a reload
 worker_class = "gthread"
 workers = settings.web_concurrency
@@ -90,7 +91,8 @@ def on_starting(server: Any) -> None:
         return  # it listens elsewhere, or has a socket of systemd's or of the master that it replaces
     with suppress(OSError):  # gunicorn tries it again for some seconds, and says what is wrong
         socket.create_server(("", settings.port)).close()  # there is no other service
-        made = [f"fd://{listen(settings.port)}" for _ in range(server.cfg.workers)]
+        count = server.cfg.workers if sys.platform == "linux" else 1  # others do not divide connections up
+        made = [f"fd://{listen(settings.port)}" for _ in range(count)]
         vars(wsgi)["sockets"] = made
         server.cfg.set("bind", made)
 
@@ -98,12 +100,15 @@ def on_starting(server: Any) -> None:
 def pre_fork(server: Any, worker: Any) -> None:
     """Share the sockets out: at a common one a single worker often takes a whole burst of connections.
 
-    The master keeps all of them open, so that what waits at one is for the worker that comes next.
+    The master keeps all of them open, so that what waits at one is for the worker that comes next. Workers of
+    before a reload do not count, as they end.
     """
-    served = Counter(taken for other in server.WORKERS.values() for taken in other.sockets[:1])
+    forked[:] = [other for other in forked if other in server.WORKERS.values()]
+    served = Counter(taken for other in forked for taken in other.sockets[:1])
     sockets, workers = server.LISTENERS, server.cfg.workers
     first = min(range(min(len(sockets), workers)), key=lambda n: served[sockets[n]], default=0)
     worker.sockets = sockets[first::workers]
+    forked.append(worker)
 
 
 def when_ready(server: Any) -> None:

@@ -29,7 +29,7 @@ PATIENCE = 30
 
 
 class Server:
-    """gunicorn with the given settings; `log` holds all that it writes.
+    """gunicorn with the given settings, empty ones left out; `log` holds all that it writes.
 
     `listener` stays open while the server restarts, as a socket of systemd does.
     """
@@ -45,14 +45,9 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"gunicorn-{self.port}.log"
         self._cwd, self._listener = cwd, listener
-        self._environ = {
-            "PATH": os.environ["PATH"],
-            "LOG_LEVEL": "info",
-            "WEB_CONCURRENCY": "2",
-            "WEB_THREADS": "8",
-            **settings,
-            "PORT": str(self.port),
-        }
+        usual = {"LOG_LEVEL": "info", "WEB_CONCURRENCY": "2", "WEB_THREADS": "8"}
+        chosen = {name: value for name, value in (usual | dict(settings)).items() if value}
+        self._environ = {"PATH": os.environ["PATH"], **chosen, "PORT": str(self.port)}
         self.process = self._spawn()
 
     def start(self, *, path: str = "/health") -> "Server":
