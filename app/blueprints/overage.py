@@ -28,6 +28,9 @@ def show(query: dict[str, Any], customer_id: str) -> Row:
 def show_day(customer_id: str, day: str) -> Row:
     """A day with the reports that made it"""
     try:
-        return evidence_of(customer_id, date.fromisoformat(day))
+        found = date.fromisoformat(day)
     except ValueError:
-        raise NotFound("There is no such day.") from None
+        found = None
+    if found is None or found.isoformat() != day:  # Python reads 20261103 and 2026-W45-2 too
+        raise NotFound("There is no such day.")
+    return evidence_of(customer_id, found)

@@ -136,6 +136,9 @@ def test_the_renewal_carries_one_line(over: Overage):
         ("dev-1", 14, f"{first}T12:00:00Z"),
         ("dev-2", 3, f"{first}T01:00:00Z"),
     ]
+    for spelled in (f"{first:%Y%m%d}", f"{first:%G-W%V-%u}", "today"):
+        path = f"/api/usage/{customer_id}/billing/{spelled}"
+        assert over.shop.client.get(path, headers=ADMIN).status_code == 404
 
 
 def test_several_workers_at_once_make_one_line(over: Overage):
