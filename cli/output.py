@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import wraps
 from importlib import import_module
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import click
 import psycopg2
@@ -188,7 +188,7 @@ def _explained(error: DomainError | ConfigError) -> str:
 
 
 def _print(answer: Answer, form: str) -> None:
-    terminal = shutil.get_terminal_size() if sys.stdout.isatty() and form == "text" else None
+    terminal = shutil.get_terminal_size() if form == "text" and is_terminal(sys.stdout) else None
     if form == "text":
         text = answer.as_text(terminal and terminal.columns)
     else:
@@ -196,12 +196,22 @@ def _print(answer: Answer, form: str) -> None:
     if terminal and text.count("\n") >= terminal.lines:
         click.echo_via_pager(text, color=True)
         return
+    if sys.stdout is None:
+        return
+    rest = memoryview(text.encode(errors="replace"))
     try:
-        click.echo(text, nl=False)
+        while rest:  # under PYTHONUNBUFFERED a write takes what there is room for, and says how much
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
     except OSError as error:
         # What is still in the buffer is written once more at exit, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(f"stdout: {error.strerror}") from None
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """None is what Python has for a stream that was closed before its start, as by `>&-`."""
+    return stream is not None and stream.isatty()
 
 
 def customer_argument(
@@ -262,7 +272,7 @@ def confirm(question: str, *, yes: bool, must: bool = False) -> None:
     """
     if yes:
         return
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         answer = click.prompt(f"{question} [y/N]", default="", show_default=False, err=True)
         if answer.strip().lower() not in ("y", "yes"):
             raise click.ClickException("Not confirmed; nothing was changed.")
@@ -280,7 +290,7 @@ def describe_who(customer_id: str) -> str:
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda done, ahead: None
         return
     from rich.console import Console

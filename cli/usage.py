@@ -24,6 +24,7 @@ from cli.output import (
     customer_argument,
     dump,
     fields,
+    is_terminal,
     local_time,
     or_unlimited,
     percent,
@@ -188,7 +189,7 @@ def _with_figures(lines: Sequence[Row]) -> list[Row]:
 def _screen_of_all(lines: Sequence[Row], days: int) -> Iterator[str]:
     yield f"Found {len(lines)} customer(s)\n{DOUBLE_RULE}"
     # Elsewhere the text is the seed's, which scripts may read.
-    ids = [line["customer_id"] for line in lines] if sys.stdout.isatty() else []
+    ids = [line["customer_id"] for line in lines] if is_terminal(sys.stdout) else []
     per_day = usages.days_of(ids, days=days)
     for line in lines:
         summary, used = line["summary"], percent(line["summary"]["utilization"])

@@ -91,6 +91,38 @@ def test_a_full_disk_and_a_closed_pipe_are_one_line(environ, client):
     process.stderr.close()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # as in the container image
+def test_a_disk_that_fills_up_is_no_success(environ, client, tmp_path, unbuffered):
+    made = make_customer(client)["customerId"]
+    settings = {
+        "PYTHONUNBUFFERED": unbuffered,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # no files cut short elsewhere
+    command = f"ulimit -f 1; exec {sys.executable} -m flask customer export {made}"
+    with open(tmp_path / "export.json", "w") as file:
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=ROOT, env=clean_environ(environ | settings), stdout=file, stderr=-1,
+            text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "Error: stdout: File too large\n")
+
+
+def test_streams_that_are_closed_or_of_another_encoding(environ, client):
+    made = make_customer(client, name="Zoë")["customerId"]
+    show = f"$FLASK customer show {made} --json"
+    for line, expected in [
+        (f"{show} >&-", (0, "", "")),
+        (f"PYTHONIOENCODING=latin-1 {show} | grep -o 'Zoë'", (0, "Zoë\n", "")),
+        (f"$FLASK license revoke {made} <&-", (0, f"✅ Licenses of {made} revoked.\n", "")),
+        ("$FLASK license verify - <&-", (1, "❌ MALFORMED\n", "")),
+    ]:  # fmt: skip
+        settings = clean_environ(environ | {"FLASK": f"{sys.executable} -m flask"})
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+        )
+        assert (line, done.returncode, done.stdout, done.stderr) == (line, *expected)
+
+
 CUSTOMER = [
     ["customer", "show"], ["customer", "upgrade", "--plan", "starter"], ["customer", "deactivate"],
     ["customer", "resume"], ["customer", "portal"], ["customer", "invoices"], ["customer", "explain"],
