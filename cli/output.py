@@ -194,7 +194,7 @@ def _print(answer: Answer, form: str) -> None:
     else:
         text = answer.as_json() if form == "json" else answer.as_csv()
     if terminal and text.count("\n") >= terminal.lines:
-        click.echo_via_pager(text, color=True)
+        click.echo_via_pager(text)
         return
     if sys.stdout is None:
         return

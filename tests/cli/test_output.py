@@ -60,6 +60,13 @@ def test_long_text_goes_through_the_pager(terminal, names):
     assert "PAGED_" not in terminal("customer", "list", PAGER="sed s/cust_/PAGED_/")[1]
 
 
+def test_the_pager_less_is_told_of_colours(terminal, names, tmp_path):
+    pager = tmp_path / "less"
+    pager.write_text('#!/bin/sh\necho "LESS=$LESS"\ncat\n')
+    pager.chmod(0o755)
+    assert "LESS=-R\n" in terminal("customer", "list", lines=5, PAGER=str(pager))[1]
+
+
 def test_no_color(terminal, client):
     make_customer(client)
     assert "\x1b[3" not in terminal("license", "verify", "x", NO_COLOR="1")[1]
