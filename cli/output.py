@@ -39,13 +39,17 @@ SHORT_RULE: Final = "─" * 41
 RULE: Final = "─" * 77
 DOUBLE_RULE: Final = "═" * 77
 LABEL_WIDTH: Final = 18
+UNLIMITED: Final = 1_000_000
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 STYLES: Final = {"⚠️": "yellow", "❌": "red", "✅": "green"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`width` is the least one; what stands in it may make it wider. Ids and figures are never cut."""
+    """`width` is the least one; what stands in it may make it wider.
+
+    Ids and figures are never cut: a table whose ids have no room at the terminal has longer lines.
+    """
 
     name: str
     width: int = 0
@@ -67,18 +71,23 @@ class Table:
 
         box = Box("    \n  | \n    \n  | \n    \n    \n  | \n    \n")
         table = RichTable(box=box, show_edge=False, pad_edge=False, header_style="bold")
-        for column in self.columns:
+        rows = [[Text(shown(cell), no_wrap=True) for cell in row] for row in self.rows]
+        needed = 3 * (len(self.columns) - 1)
+        for index, column in enumerate(self.columns):
             justify: Literal["left", "right"] = "right" if column.right else "left"
             header = Text(column.name, no_wrap=True, overflow="crop")
             header.align(justify, max(column.width, header.cell_len))
             never_cut = column.is_id or column.right
+            needed += max([header.cell_len, *(row[index].cell_len for row in rows)]) if never_cut else 3
             table.add_column(header, no_wrap=never_cut, overflow="ellipsis", justify=justify)
-        for row in self.rows:
-            table.add_row(*(Text(shown(cell), no_wrap=True) for cell in row))
+        for row in rows:
+            table.add_row(*row)
+        rule = RULE[: console.width]
+        if needed > console.width:
+            console.width = UNLIMITED
         with console.capture() as captured:
             console.print(table)
         head, _, *lines = captured.get().splitlines()
-        rule = RULE[: console.width]
         console.file.writelines(f"{line.rstrip()}\n" for line in (rule, head, rule, *lines, rule))
 
 
@@ -126,7 +135,7 @@ class Answer:
 def _console(file: io.StringIO, terminal_width: int | None) -> "Console":
     from rich.console import Console
 
-    at_terminal, width = terminal_width is not None, terminal_width or 1_000_000
+    at_terminal, width = terminal_width is not None, terminal_width or UNLIMITED
     return Console(
         file=file, width=width, force_terminal=at_terminal, highlight=False, markup=False, emoji=False
     )

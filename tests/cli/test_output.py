@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 from tests.cli.conftest import RULE
 from tests.conftest import ADMIN
-from tests.factories import make_customer
+from tests.factories import make_customer, report_body
 from tests.server import ROOT, clean_environ, run_flask
 
 LONG = "a" * 50 + "@example.com"
@@ -52,6 +52,16 @@ def test_a_table_fits_the_terminal_and_keeps_its_ids(terminal, names, columns):
     for made in names:
         assert (made["customerId"] in "\n".join(plain)) or columns < 80
     assert "\x1b[1m" in screen
+
+
+def test_long_ids_push_no_other_column_out_of_the_terminal(terminal, client):
+    customer_id, instance = make_customer(client)["customerId"], "production-europe-west-1-" + "b" * 40
+    body = report_body(customer_id, 7, instanceId=instance)
+    assert client.post("/api/usage/report", json=body, headers=ADMIN).status_code == 201
+    screen = terminal("usage", "show", customer_id, columns=80, NO_COLOR="1")[1]
+    screen = re.sub(r"\x1b\[[0-9;]*m", "", screen)
+    [row] = [line.split("|") for line in screen.splitlines() if instance in line]
+    assert (len(row[0]), *(cell.strip() for cell in row[1:])) == (21, instance, "7", "10", "140.0%")
 
 
 def test_long_text_goes_through_the_pager(terminal, names):
