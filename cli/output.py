@@ -261,6 +261,7 @@ def complete_customer(ctx: click.Context, param: click.Parameter, incomplete: st
     """Ids and addresses that begin like this, for the shell; none when the database is away."""
     from click.shell_completion import CompletionItem
 
+    logging.disable()  # stderr is the line that is being typed
     try:
         with ctx.ensure_object(ScriptInfo).load_app().app_context(), db.statement() as cur:
             rows = customers.select_customers_like(cur, incomplete, limit=50)
