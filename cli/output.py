@@ -30,6 +30,7 @@ from app.errors import DomainError, NotFound
 from app.extensions import db
 from app.queries import customers
 from app.services.customers import get_customer
+from app.stripe_objects import amount_text
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -372,9 +373,9 @@ def local_time(moment: datetime | None, *, seconds: bool = True) -> str | None:
     return moment.astimezone().strftime("%-m/%-d/%Y, %-I:%M:%S %p" if seconds else "%-m/%-d/%Y, %-I:%M %p")
 
 
-def money(cents: int, currency: str) -> str:
-    """`$29.00`, `29.00 EUR`; the smallest unit is a hundredth."""
-    return f"${cents / 100:,.2f}" if currency == "usd" else f"{cents / 100:,.2f} {currency.upper()}"
+def money(amount: int, currency: str) -> str:
+    """`$29.00`, `29.00 EUR`, of an amount in the currency's smallest unit."""
+    return f"${amount / 100:,.2f}" if currency == "usd" else amount_text(amount, currency)
 
 
 def percent(ratio: float | None) -> str | None:

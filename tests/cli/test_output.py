@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 from rich.cells import cell_len
 
+from cli.output import money
 from tests.cli.conftest import RULE
 from tests.conftest import ADMIN
 from tests.factories import make_customer, report_body
@@ -138,6 +139,14 @@ def test_streams_that_are_closed_or_of_another_encoding(environ, client):
             ["sh", "-c", line], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
         )
         assert (line, done.returncode, done.stdout, done.stderr) == (line, *expected)
+
+
+@pytest.mark.parametrize(
+    ("currency", "expected"),
+    [("usd", "$2,900.00"), ("eur", "2,900.00 EUR"), ("jpy", "290,000 JPY"), ("kwd", "290.000 KWD")],
+)
+def test_an_amount_has_the_decimals_of_its_currency(currency, expected):
+    assert money(290000, currency) == expected
 
 
 CUSTOMER = [
