@@ -139,9 +139,8 @@ def _check_port(setting: str, port: int) -> None:
 def _write_env() -> None:
     """Add what a first start needs and nobody has set: an admin key, and the sandbox for Stripe."""
     settings = load_settings()
-    known = ENV_FILE.read_text() if ENV_FILE.exists() else ""
-    lines = []
-    if not settings.admin_api_keys and "\nADMIN_API_KEY=" not in f"\n{known}":
+    lines = [""] if ENV_FILE.exists() else []
+    if not settings.admin_api_keys and "ADMIN_API_KEY" not in os.environ:
         lines += ["# The key of the operators.", f"ADMIN_API_KEY={secrets.token_urlsafe(32)}"]
     if settings.stripe_secret_key is None and settings.stripe_api_base is None:
         lines += [
@@ -150,10 +149,11 @@ def _write_env() -> None:
             f"STRIPE_WEBHOOK_SECRET=whsec_{secrets.token_hex(16)}",
             f"STRIPE_API_BASE=http://127.0.0.1:{_free_port()}",
         ]
-    if lines:
+    if any(lines):
         descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.fchmod(descriptor, 0o600)  # .env.example, which it may be a copy of, is open to all
         with open(descriptor, "a") as file:
-            file.write(("\n" if known and not known.endswith("\n") else "") + "\n".join(lines) + "\n")
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """Starting: `make run` from nothing to Ctrl-C, and refusals that name the setting in one line."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -127,6 +128,7 @@ def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
         assert run.fail().startswith(f"PORT: port {run.port} cannot be used")
     assert not (run.folder / ".data").exists()  # refused before anything is made
 
+    shutil.copy(ROOT / ".env.example", run.folder / ".env")
     run.start()
     assert run.said.startswith("Reading the settings")
     assert run.said.rstrip().endswith("stays in .data/.")
