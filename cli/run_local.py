@@ -64,8 +64,10 @@ def _run(children: Children) -> None:
     _check_port("PORT", settings.port)
     if sandbox:
         _check_port("STRIPE_API_BASE", sandbox)
+    run = _claim()
     database_url = _prepare(settings)
-    run = _publish(settings, database_url)  # noqa: F841 - locked until this process ends
+    run.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
+    run.flush()
     if sandbox:
         print(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices …", flush=True)
         command = [
@@ -111,15 +113,18 @@ def _prepare(settings: Settings) -> str:
     return url
 
 
-def _publish(settings: Settings, database_url: str) -> IO[str]:
-    """Write what commands in this folder use meanwhile. They heed it while the file returned is open."""
+def _claim() -> IO[str]:
+    """The file for what commands in this folder use meanwhile. They heed it while it is locked."""
     path = run_file(environment())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"DATA_DIR: another `make run` uses {path.parent}. Stop it first") from None
+    except OSError as error:
+        raise ConfigError(f"DATA_DIR: {path.parent}: {error.strerror}") from None
     file.truncate()
-    file.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
-    file.flush()
     return file
 
 

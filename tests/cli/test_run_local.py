@@ -62,10 +62,10 @@ class Run:
         self.said = self.log.read_text()
         assert "Ctrl-C" in self.said, self.said
 
-    def fail(self) -> str:
+    def fail(self, **more: str) -> str:
         """Start what cannot start: its last words."""
         log = self.folder.parent / "refused.log"
-        assert self._spawn(log).wait(60) == 1
+        assert self._spawn(log, **more).wait(60) == 1
         return log.read_text().splitlines()[-1]
 
     def paste(self, part: str) -> str:
@@ -106,8 +106,8 @@ class Run:
         wait_until(lambda: not self.processes())
         return code
 
-    def _spawn(self, log: Path) -> "subprocess.Popen[bytes]":
-        environ = PLAIN | {"PORT": str(self.port)}
+    def _spawn(self, log: Path, **more: str) -> "subprocess.Popen[bytes]":
+        environ = PLAIN | {"PORT": str(self.port)} | more
         with log.open("wb") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "cli.run_local"], cwd=self.folder, env=environ,
@@ -142,6 +142,8 @@ def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
     assert link.returncode == 0, link.stderr
     sandbox = (run.folder / ".data" / "stripe-sandbox.json").read_text()
     assert f"http://localhost:{run.port}/checkout/success" in sandbox
+
+    assert run.fail(PORT=str(free_port()), STRIPE_API_BASE="").startswith("DATA_DIR: another `make run` uses")
 
     secrets = (run.folder / ".env").read_text()
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
