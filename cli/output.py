@@ -167,7 +167,7 @@ class Group(AppGroup):
                     answer = callback(**values)
                     _print(answer, "json" if to_json else "csv" if to_csv else "text")
                 except (DomainError, ConfigError) as error:
-                    raise click.ClickException(_explained(error)) from None
+                    raise click.ClickException(explained(error)) from None
                 finally:
                     logging.disable(logging.NOTSET)
                 click.get_current_context().exit(answer.exit_code)
@@ -188,7 +188,7 @@ class Group(AppGroup):
         return decorator
 
 
-def _explained(error: DomainError | ConfigError) -> str:
+def explained(error: DomainError | ConfigError) -> str:
     """The message, or PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
     reasons = psycopg2.OperationalError | InsufficientPrivilege | ReadOnlySqlTransaction

@@ -6,6 +6,7 @@ it, and the service, and stops both when it is stopped itself.
 
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import shlex
@@ -29,6 +30,7 @@ from app.db import Database
 from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
 from app.licenses import generate_private_key
+from cli.output import explained
 
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
@@ -38,6 +40,7 @@ Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main() -> None:
+    logging.disable()  # what goes wrong here is told in one line
     children: Children = {}
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for signum in ends:
@@ -47,7 +50,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nStopping …", file=sys.stderr)
     except DomainError as error:
-        raise SystemExit(error.message) from None
+        raise SystemExit(explained(error)) from None
     finally:
         for signum in ends:
             signal.signal(signum, signal.SIG_IGN)

@@ -129,6 +129,8 @@ def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
     assert not (run.folder / ".data").exists()  # refused before anything is made
 
     shutil.copy(ROOT / ".env.example", run.folder / ".env")
+    away = run.fail(DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    assert away.startswith("DATABASE_URL: connection to server"), away
     run.start()
     assert run.said.startswith("Reading the settings")
     assert run.said.rstrip().endswith("stays in .data/.")
