@@ -9,7 +9,7 @@ from app.context import now
 from app.db import Row
 from app.entitlements import KNOWN_STATUSES, describe_customer, entitle
 from app.errors import Conflict
-from app.extensions import db, settings
+from app.extensions import db, settings, stripe
 from app.plans import INTERVALS, PAID_PLANS, PLANS
 from app.queries import subscriptions as subscription_rows
 from app.services import checkout, customers, licenses, privacy, subscriptions, usage
@@ -437,6 +437,8 @@ def export(customer_id: str) -> Answer:
 @yes_option
 def erase(customer_id: str, yes: bool) -> Answer:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay."""
+    if customers.get_customer(customer_id)["stripe_customer_id"]:
+        stripe.require_configured()
     who = describe_who(customer_id)
     question = f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone."
     confirm(question, yes=yes, must=True)

@@ -268,6 +268,9 @@ Expires
         assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is False
         assert console("customer", "resume", customer_id).exit_code == 1
 
+        for refused in ("deactivate", "erase"):
+            code, screen = terminal("customer", refused, customer_id, STRIPE_SECRET_KEY="")
+            assert (code, screen) == (1, "Error: Stripe is not configured: STRIPE_SECRET_KEY is not set.\n")
         code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
         assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)
         assert shop.plan_and_status(customer_id) == ("starter", "active")
