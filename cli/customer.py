@@ -103,13 +103,11 @@ def list_customers(
     ]
     rows = sorted(rows, key=SORT_KEYS[sort])[:limit]
     columns = [
-        Column("ID", 21, is_id=True), Column("Email", 28), Column("Name", 21), Column("Company", 14),
-        Column("Plan", 12), Column("Status", 8), Column("Active", 6, right=True),
+        Column("ID", "customer_id", 21, is_id=True), Column("Email", "email", 28), Column("Name", "name", 21),
+        Column("Company", "company_name", 14), Column("Plan", lambda row: row["plan"].upper(), 12),
+        Column("Status", lambda row: row["status"].upper(), 8),
+        Column("Active", "active_devices", 6, right=True),
     ]  # fmt: skip
-    cells = [
-        (*(row[name] for name in IDENTITY), row["plan"].upper(), row["status"].upper(), row["active_devices"])
-        for row in rows
-    ]
     granted = ("plan", "status", "device_limit", "active_devices")
 
     def as_json() -> list[Row]:
@@ -118,7 +116,7 @@ def list_customers(
 
     return Answer(
         as_json,
-        [f"Found {len(rows)} customer(s):\n", Table(columns, cells)],
+        [f"Found {len(rows)} customer(s):\n", Table(columns, rows)],
         csv=((*IDENTITY, "stripe_customer_id", "created_at", *granted), rows),
     )
 
@@ -296,22 +294,17 @@ def invoices(customer_id: str, limit: int) -> Answer:
     """List the customer's invoices as Stripe has them, newest first, with the links of those to pay."""
     rows = checkout.list_invoices(customer_id, limit)
     columns = [
-        Column("Number", 16, is_id=True), Column("Status", 13), Column("Total", 10, right=True),
-        Column("Due", 10, right=True), Column("Created", 23), Column("Paid"),
-    ]  # fmt: skip
-    cells = [
-        (
-            row["number"], row["status"], money(row["total"], row["currency"]),
-            money(row["amount_due"], row["currency"]), row["created_at"], row["paid_at"],
-        )
-        for row in rows
+        Column("Number", "number", 16, is_id=True), Column("Status", "status", 13),
+        Column("Total", lambda row: money(row["total"], row["currency"]), 10, right=True),
+        Column("Due", lambda row: money(row["amount_due"], row["currency"]), 10, right=True),
+        Column("Created", "created_at", 23), Column("Paid", "paid_at"),
     ]  # fmt: skip
     links = [
         f"\n🔗 To pay {row['number']}:\n{row['hosted_invoice_url']}"
         for row in rows
         if row["status"] == "open" and row["hosted_invoice_url"]
     ]
-    return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, cells), *links])
+    return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, rows), *links])
 
 
 @customer.command(

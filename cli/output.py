@@ -24,7 +24,7 @@ from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from app.config import ConfigError
 from app.context import set_actor
-from app.db import BUSY
+from app.db import BUSY, Row
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
@@ -47,23 +47,27 @@ STYLES: Final = {"⚠️": "yellow", "❌": "red", "✅": "green"}
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`width` is the least one; what stands in it may make it wider.
+    """`cell` is the row's key, or a function of the row; what stands in it may make it wider than `width`.
 
     Ids and figures are never cut: a table whose ids have no room at the terminal has longer lines.
     """
 
     name: str
+    cell: str | Callable[[Row], Any]
     width: int = 0
     right: bool = False
     is_id: bool = False
 
+    def text(self, row: Row) -> str:
+        return shown(row[self.cell] if isinstance(self.cell, str) else self.cell(row))
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells under column names between rules, each as `shown`."""
+    """Rows under column names between rules, each cell as `shown`."""
 
     columns: Sequence[Column]
-    rows: Iterable[Sequence[Any]]
+    rows: Iterable[Row]
 
     def print_to(self, console: "Console") -> None:
         from rich.box import Box
@@ -72,7 +76,7 @@ class Table:
 
         box = Box("    \n  | \n    \n  | \n    \n    \n  | \n    \n")
         table = RichTable(box=box, show_edge=False, pad_edge=False, header_style="bold")
-        rows = [[Text(shown(cell), no_wrap=True) for cell in row] for row in self.rows]
+        rows = [[Text(column.text(row), no_wrap=True) for column in self.columns] for row in self.rows]
         needed = 3 * (len(self.columns) - 1)
         for index, column in enumerate(self.columns):
             justify: Literal["left", "right"] = "right" if column.right else "left"
