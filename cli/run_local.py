@@ -158,8 +158,11 @@ def _write_env() -> None:
             f"STRIPE_API_BASE=http://127.0.0.1:{_free_port()}",
         ]
     if any(lines):
-        descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.fchmod(descriptor, 0o600)  # .env.example, which it may be a copy of, is open to all
+        try:
+            descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.fchmod(descriptor, 0o600)  # .env.example, which it may be a copy of, is open to all
+        except OSError as error:
+            raise ConfigError(f"{ENV_FILE}: {error.strerror}") from None
         with open(descriptor, "a") as file:
             file.writelines(f"{line}\n" for line in lines)
 

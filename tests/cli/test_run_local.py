@@ -124,6 +124,9 @@ def run(copy_of_service: Path) -> Iterator[Run]:
 
 @pytest.mark.timeout(300)  # four starts, on a busy machine too
 def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
+    (run.folder / ".env").symlink_to("/nowhere/.env")
+    assert run.fail() == f"{run.folder}/.env: No such file or directory"
+    (run.folder / ".env").unlink()
     with socket.create_server(("", run.port)):
         assert run.fail().startswith(f"PORT: port {run.port} cannot be used")
     assert not (run.folder / ".data").exists()  # refused before anything is made
