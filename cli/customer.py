@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TextIO
 
 import click
 
@@ -391,20 +392,17 @@ def _explanation(found: Row) -> Iterator[str]:
 
 
 @customer.command("import", "flask customer import customers.csv --dry-run")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 @click.option("--dry-run", is_flag=True, help="Change nothing, say what would be done.")
-def import_customers(file: str, dry_run: bool) -> Answer:
+def import_customers(file: TextIO, dry_run: bool) -> Answer:
     """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id."""
     from app.services import imports  # which takes marshmallow in
 
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as lines, progress("Importing") as advance:
-            results = []
-            for result in imports.import_customers(lines, dry_run=dry_run):
-                results.append(result)
-                advance(1, 0)
-    except UnicodeDecodeError:
-        raise click.ClickException(f"{file}: not UTF-8 text") from None
+    results = []
+    with progress("Importing") as advance:
+        for result in imports.import_customers(file, dry_run=dry_run):
+            results.append(result)
+            advance(1, 0)
     outcomes = Counter(result["outcome"] for result in results)
     made, failed = outcomes["created"] + outcomes["linked"], outcomes["failed"]
     text = [
