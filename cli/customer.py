@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TextIO
 
 import click
@@ -137,14 +138,20 @@ def show(customer_id: str) -> Answer:
         "Device Limit": or_unlimited(granted.device_limit),
         "Renewal Date": granted.period_end,
     }
-    if granted.period_end and found["subscription"]["cancel_at_period_end"]:
-        shown["Ends"] = granted.period_end
+    if granted.period_end and (ends := _end(found["subscription"])):
+        shown["Ends"] = ends
     for warning in _warnings(found, granted.live_count):
         hint(warning)
     with db.statement() as cur:
         current = subscription_rows.select_subscription(cur, shown["Subscription ID"] or "")
     text = [details("Customer Details", shown), *_stripe_notes(current)]
     return Answer(lambda: dump("customers:CustomerSchema", found), text)
+
+
+def _end(subscription: Row) -> datetime | None:
+    """When a pending cancellation takes effect."""
+    at_period_end = subscription["current_period_ends_at"] if subscription["cancel_at_period_end"] else None
+    return subscription["cancel_at"] or at_period_end
 
 
 def _stripe_notes(subscription: Row | None) -> Iterator[str]:
@@ -213,7 +220,7 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
     )
     confirm("Change it?", yes=yes)
     changed, license_row = subscriptions.upgrade(subscription_id, plan, interval)
-    if end := changed["cancel_at"] or (changed["cancel_at_period_end"] and changed["current_period_ends_at"]):
+    if end := _end(changed):
         hint(f"⚠️  It still ends {local_time(end)}. To go on: flask customer resume --id {customer_id}")
     shown = {
         "Subscription ID": subscription_id,

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -283,6 +283,12 @@ Expires
         for refused in ("deactivate", "erase"):
             code, screen = terminal("customer", refused, customer_id, STRIPE_SECRET_KEY="")
             assert (code, screen) == (1, "Error: Stripe is not configured: STRIPE_SECRET_KEY is not set.\n")
+        ends = datetime.now(UTC) + timedelta(days=5)
+        shop.sandbox.update_subscription(subscription_id, cancel_at=int(ends.timestamp()))
+        shop.deliver()
+        shown = console("customer", "show", customer_id).stdout
+        assert f"\nEnds:             {local(str(ends))}\n" in shown
+
         code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
         assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)
         assert shop.plan_and_status(customer_id) == ("starter", "active")
