@@ -142,6 +142,10 @@ class StripeGateway:
     def configured(self) -> bool:
         return self._settings.stripe_secret_key is not None
 
+    def require_configured(self) -> None:
+        if not self.configured:
+            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
+
     @property
     def livemode(self) -> bool:
         return "_live_" in (self._settings.stripe_secret_key or "")
@@ -149,8 +153,7 @@ class StripeGateway:
     @property
     def _v1(self) -> Any:
         """Stripe's API, once the key is known to belong to the account that this database is for."""
-        if not self.configured:
-            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
+        self.require_configured()
         if not self._account_is_checked:
             account = str(self._client.v1.accounts.retrieve_current().id)
             known = self._remember_account(account, self.livemode)
@@ -421,8 +424,7 @@ class StripeGateway:
         """
         if not self._settings.stripe_webhook_secrets:
             raise Unavailable("Stripe is not configured: STRIPE_WEBHOOK_SECRET is not set.")
-        if not self.configured:  # nobody's state could be fetched
-            raise Unavailable("Stripe is not configured: STRIPE_SECRET_KEY is not set.")
+        self.require_configured()  # else nobody's state could be fetched
         try:
             text = payload.decode()
             if not any(_is_signed(text, signature, s) for s in self._settings.stripe_webhook_secrets):

@@ -13,6 +13,11 @@ from app.plans import INTERVALS, PAID_PLANS, PLANS
 
 Object = Mapping[str, Any]
 
+WITHOUT_DECIMALS: Final = frozenset(
+    ("bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf")
+)
+WITH_THREE_DECIMALS: Final = frozenset(("bhd", "jod", "kwd", "omr", "tnd"))
+
 WEBHOOK_EVENTS: Final = (
     "checkout.session.completed",
     "checkout.session.async_payment_succeeded",
@@ -182,6 +187,12 @@ def read_event(event: Any) -> dict[str, Any]:
 def is_identifier(value: Any) -> bool:
     """Whether it may be one of Stripe's ids, or the name of an event."""
     return isinstance(value, str) and bool(_IDENTIFIER.fullmatch(value))
+
+
+def amount_text(amount: int, currency: str) -> str:
+    """`29.00 EUR`, `2,900 JPY`: an amount in Stripe's smallest unit (https://docs.stripe.com/currencies)."""
+    decimals = 0 if currency in WITHOUT_DECIMALS else 3 if currency in WITH_THREE_DECIMALS else 2
+    return f"{amount / 10**decimals:,.{decimals}f} {currency.upper()}"
 
 
 def as_time(seconds: int | None) -> datetime | None:

@@ -21,14 +21,11 @@ def list_audit(customer_id: str | None, limit: int) -> Answer:
     with db.statement() as cur:
         rows = audit_rows.select_audit(cur, customer_id=customer_id, limit=limit)
     columns = [
-        Column("When", 23), Column("Who", 20), Column("What", 26), Column("Customer ID", 21, is_id=True),
-        Column("Change"),
+        Column("When", "at", 23), Column("Who", "actor", 20), Column("What", "action", 26),
+        Column("Customer ID", "customer_id", 21, is_id=True),
+        Column("Change", lambda row: ", ".join(changes(row)) or row["subject"]),
     ]  # fmt: skip
-    cells = [
-        (r["at"], r["actor"], r["action"], r["customer_id"], ", ".join(changes(r)) or r["subject"])
-        for r in rows
-    ]
-    return Answer(rows, [Table(columns, cells)])
+    return Answer(rows, [Table(columns, rows)])
 
 
 def changes(row: Row) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
+from typing import TextIO
 
 import click
 
@@ -9,7 +11,7 @@ from app.context import now
 from app.db import Row
 from app.entitlements import KNOWN_STATUSES, describe_customer, entitle
 from app.errors import Conflict
-from app.extensions import db, settings
+from app.extensions import db, settings, stripe
 from app.plans import INTERVALS, PAID_PLANS, PLANS
 from app.queries import subscriptions as subscription_rows
 from app.services import checkout, customers, licenses, privacy, subscriptions, usage
@@ -103,13 +105,11 @@ def list_customers(
     ]
     rows = sorted(rows, key=SORT_KEYS[sort])[:limit]
     columns = [
-        Column("ID", 21, is_id=True), Column("Email", 28), Column("Name", 21), Column("Company", 14),
-        Column("Plan", 12), Column("Status", 8), Column("Active", 6, right=True),
+        Column("ID", "customer_id", 21, is_id=True), Column("Email", "email", 28), Column("Name", "name", 21),
+        Column("Company", "company_name", 14), Column("Plan", lambda row: row["plan"].upper(), 12),
+        Column("Status", lambda row: row["status"].upper(), 8),
+        Column("Active", "active_devices", 6, right=True),
     ]  # fmt: skip
-    cells = [
-        (*(row[name] for name in IDENTITY), row["plan"].upper(), row["status"].upper(), row["active_devices"])
-        for row in rows
-    ]
     granted = ("plan", "status", "device_limit", "active_devices")
 
     def as_json() -> list[Row]:
@@ -118,7 +118,7 @@ def list_customers(
 
     return Answer(
         as_json,
-        [f"Found {len(rows)} customer(s):\n", Table(columns, cells)],
+        [f"Found {len(rows)} customer(s):\n", Table(columns, rows)],
         csv=((*IDENTITY, "stripe_customer_id", "created_at", *granted), rows),
     )
 
@@ -138,14 +138,20 @@ def show(customer_id: str) -> Answer:
         "Device Limit": or_unlimited(granted.device_limit),
         "Renewal Date": granted.period_end,
     }
-    if granted.period_end and found["subscription"]["cancel_at_period_end"]:
-        shown["Ends"] = granted.period_end
+    if granted.period_end and (ends := _end(found["subscription"])):
+        shown["Ends"] = ends
     for warning in _warnings(found, granted.live_count):
         hint(warning)
     with db.statement() as cur:
         current = subscription_rows.select_subscription(cur, shown["Subscription ID"] or "")
     text = [details("Customer Details", shown), *_stripe_notes(current)]
     return Answer(lambda: dump("customers:CustomerSchema", found), text)
+
+
+def _end(subscription: Row) -> datetime | None:
+    """When a pending cancellation takes effect."""
+    at_period_end = subscription["current_period_ends_at"] if subscription["cancel_at_period_end"] else None
+    return subscription["cancel_at"] or at_period_end
 
 
 def _stripe_notes(subscription: Row | None) -> Iterator[str]:
@@ -214,7 +220,7 @@ def _change_plan(customer_id: str, present: Row, plan: str, interval: str | None
     )
     confirm("Change it?", yes=yes)
     changed, license_row = subscriptions.upgrade(subscription_id, plan, interval)
-    if end := changed["cancel_at"] or (changed["cancel_at_period_end"] and changed["current_period_ends_at"]):
+    if end := _end(changed):
         hint(f"⚠️  It still ends {local_time(end)}. To go on: flask customer resume --id {customer_id}")
     shown = {
         "Subscription ID": subscription_id,
@@ -296,22 +302,17 @@ def invoices(customer_id: str, limit: int) -> Answer:
     """List the customer's invoices as Stripe has them, newest first, with the links of those to pay."""
     rows = checkout.list_invoices(customer_id, limit)
     columns = [
-        Column("Number", 16, is_id=True), Column("Status", 13), Column("Total", 10, right=True),
-        Column("Due", 10, right=True), Column("Created", 23), Column("Paid"),
-    ]  # fmt: skip
-    cells = [
-        (
-            row["number"], row["status"], money(row["total"], row["currency"]),
-            money(row["amount_due"], row["currency"]), row["created_at"], row["paid_at"],
-        )
-        for row in rows
+        Column("Number", "number", 16, is_id=True), Column("Status", "status", 13),
+        Column("Total", lambda row: money(row["total"], row["currency"]), 10, right=True),
+        Column("Due", lambda row: money(row["amount_due"], row["currency"]), 10, right=True),
+        Column("Created", "created_at", 23), Column("Paid", "paid_at"),
     ]  # fmt: skip
     links = [
         f"\n🔗 To pay {row['number']}:\n{row['hosted_invoice_url']}"
         for row in rows
         if row["status"] == "open" and row["hosted_invoice_url"]
     ]
-    return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, cells), *links])
+    return Answer(rows, [f"Found {len(rows)} invoice(s):\n", Table(columns, rows), *links])
 
 
 @customer.command(
@@ -398,20 +399,17 @@ def _explanation(found: Row) -> Iterator[str]:
 
 
 @customer.command("import", "flask customer import customers.csv --dry-run")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 @click.option("--dry-run", is_flag=True, help="Change nothing, say what would be done.")
-def import_customers(file: str, dry_run: bool) -> Answer:
+def import_customers(file: TextIO, dry_run: bool) -> Answer:
     """Add the customers of a CSV file: email and any of name, company, plan, stripe_customer_id."""
     from app.services import imports  # which takes marshmallow in
 
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as lines, progress("Importing") as advance:
-            results = []
-            for result in imports.import_customers(lines, dry_run=dry_run):
-                results.append(result)
-                advance(1, 0)
-    except UnicodeDecodeError:
-        raise click.ClickException(f"{file}: not UTF-8 text") from None
+    results = []
+    with progress("Importing") as advance:
+        for result in imports.import_customers(file, dry_run=dry_run):
+            results.append(result)
+            advance(1, 0)
     outcomes = Counter(result["outcome"] for result in results)
     made, failed = outcomes["created"] + outcomes["linked"], outcomes["failed"]
     text = [
@@ -437,6 +435,8 @@ def export(customer_id: str) -> Answer:
 @yes_option
 def erase(customer_id: str, yes: bool) -> Answer:
     """Erase personal data for good: fields here, the customer at Stripe. Figures stay."""
+    if customers.get_customer(customer_id)["stripe_customer_id"]:
+        stripe.require_configured()
     who = describe_who(customer_id)
     question = f"Erase {who} here and at Stripe? Subscriptions and licenses end. This cannot be undone."
     confirm(question, yes=yes, must=True)

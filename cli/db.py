@@ -100,8 +100,10 @@ def restore(file: str) -> Answer:
 )
 @click.argument("psql_args", nargs=-1, type=click.UNPROCESSED, metavar="[PSQL_ARGS]...")
 def shell(psql_args: tuple[str, ...]) -> Answer:
-    """Open psql on the service's database."""
+    """Open psql on the service's database; with --json its output is a text in the answer."""
     command, environ = backups.program("psql", *psql_args, url=extensions.db.url)
+    stdout = subprocess.PIPE if click.get_current_context().params["to_json"] else None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # psql takes Ctrl-C itself
-    code = subprocess.run(command, env=environ, check=False).returncode
-    return Answer({"exit_code": code}, [], exit_code=code)
+    done = subprocess.run(command, env=environ, check=False, stdout=stdout)
+    output = done.stdout and done.stdout.decode(errors="replace")
+    return Answer({"exitCode": done.returncode, "output": output}, [], exit_code=done.returncode)

@@ -47,10 +47,10 @@ def list_keys() -> Answer:
     names = ("kid", "state", "live_tokens", "last_expires_at", "created_at", "removed_at")
     rows = [{name: row[name] for name in names} for row in service.list_keys()]
     columns = [
-        Column("Key ID", 43, is_id=True), Column("State", 8), Column("Live", 6), Column("Last Expiry"),
+        Column("Key ID", "kid", 43, is_id=True), Column("State", "state", 8),
+        Column("Live", "live_tokens", 6), Column("Last Expiry", "last_expires_at"),
     ]  # fmt: skip
-    cells = [(r["kid"], r["state"], r["live_tokens"], r["last_expires_at"]) for r in rows]
-    return Answer(rows, [Table(columns, cells)])
+    return Answer(rows, [Table(columns, rows)])
 
 
 # An id may begin with a dash.

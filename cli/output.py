@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import wraps
 from importlib import import_module
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import click
 import psycopg2
@@ -24,12 +24,13 @@ from psycopg2.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from app.config import ConfigError
 from app.context import set_actor
-from app.db import BUSY
+from app.db import BUSY, Row
 from app.encoding import camel_case, plain, rfc3339
 from app.errors import DomainError, NotFound
 from app.extensions import db
 from app.queries import customers
 from app.services.customers import get_customer
+from app.stripe_objects import amount_text
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -39,26 +40,34 @@ SHORT_RULE: Final = "─" * 41
 RULE: Final = "─" * 77
 DOUBLE_RULE: Final = "═" * 77
 LABEL_WIDTH: Final = 18
+UNLIMITED: Final = 1_000_000
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 STYLES: Final = {"⚠️": "yellow", "❌": "red", "✅": "green"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`width` is the least one; what stands in it may make it wider. Ids and figures are never cut."""
+    """`cell` is the row's key, or a function of the row; what stands in it may make it wider than `width`.
+
+    Ids and figures are never cut: a table whose ids have no room at the terminal has longer lines.
+    """
 
     name: str
+    cell: str | Callable[[Row], Any]
     width: int = 0
     right: bool = False
     is_id: bool = False
 
+    def text(self, row: Row) -> str:
+        return shown(row[self.cell] if isinstance(self.cell, str) else self.cell(row))
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells under column names between rules, each as `shown`."""
+    """Rows under column names between rules, each cell as `shown`."""
 
     columns: Sequence[Column]
-    rows: Iterable[Sequence[Any]]
+    rows: Iterable[Row]
 
     def print_to(self, console: "Console") -> None:
         from rich.box import Box
@@ -67,18 +76,23 @@ class Table:
 
         box = Box("    \n  | \n    \n  | \n    \n    \n  | \n    \n")
         table = RichTable(box=box, show_edge=False, pad_edge=False, header_style="bold")
-        for column in self.columns:
+        rows = [[Text(column.text(row), no_wrap=True) for column in self.columns] for row in self.rows]
+        needed = 3 * (len(self.columns) - 1)
+        for index, column in enumerate(self.columns):
             justify: Literal["left", "right"] = "right" if column.right else "left"
             header = Text(column.name, no_wrap=True, overflow="crop")
             header.align(justify, max(column.width, header.cell_len))
             never_cut = column.is_id or column.right
+            needed += max([header.cell_len, *(row[index].cell_len for row in rows)]) if never_cut else 3
             table.add_column(header, no_wrap=never_cut, overflow="ellipsis", justify=justify)
-        for row in self.rows:
-            table.add_row(*(Text(shown(cell), no_wrap=True) for cell in row))
+        for row in rows:
+            table.add_row(*row)
+        rule = RULE[: console.width]
+        if needed > console.width:
+            console.width = UNLIMITED
         with console.capture() as captured:
             console.print(table)
         head, _, *lines = captured.get().splitlines()
-        rule = RULE[: console.width]
         console.file.writelines(f"{line.rstrip()}\n" for line in (rule, head, rule, *lines, rule))
 
 
@@ -126,7 +140,7 @@ class Answer:
 def _console(file: io.StringIO, terminal_width: int | None) -> "Console":
     from rich.console import Console
 
-    at_terminal, width = terminal_width is not None, terminal_width or 1_000_000
+    at_terminal, width = terminal_width is not None, terminal_width or UNLIMITED
     return Console(
         file=file, width=width, force_terminal=at_terminal, highlight=False, markup=False, emoji=False
     )
@@ -157,7 +171,7 @@ class Group(AppGroup):
                     answer = callback(**values)
                     _print(answer, "json" if to_json else "csv" if to_csv else "text")
                 except (DomainError, ConfigError) as error:
-                    raise click.ClickException(_explained(error)) from None
+                    raise click.ClickException(explained(error)) from None
                 finally:
                     logging.disable(logging.NOTSET)
                 click.get_current_context().exit(answer.exit_code)
@@ -178,7 +192,7 @@ class Group(AppGroup):
         return decorator
 
 
-def _explained(error: DomainError | ConfigError) -> str:
+def explained(error: DomainError | ConfigError) -> str:
     """The message, or PostgreSQL's own words where they are the reason: an operator needs them."""
     cause = error.__cause__
     reasons = psycopg2.OperationalError | InsufficientPrivilege | ReadOnlySqlTransaction
@@ -188,20 +202,30 @@ def _explained(error: DomainError | ConfigError) -> str:
 
 
 def _print(answer: Answer, form: str) -> None:
-    terminal = shutil.get_terminal_size() if sys.stdout.isatty() and form == "text" else None
+    terminal = shutil.get_terminal_size() if form == "text" and is_terminal(sys.stdout) else None
     if form == "text":
         text = answer.as_text(terminal and terminal.columns)
     else:
         text = answer.as_json() if form == "json" else answer.as_csv()
     if terminal and text.count("\n") >= terminal.lines:
-        click.echo_via_pager(text, color=True)
+        click.echo_via_pager(text)
         return
+    if sys.stdout is None:
+        return
+    rest = memoryview(text.encode(errors="replace"))
     try:
-        click.echo(text, nl=False)
+        while rest:  # under PYTHONUNBUFFERED a write takes what there is room for, and says how much
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
     except OSError as error:
         # What is still in the buffer is written once more at exit, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.ClickException(f"stdout: {error.strerror}") from None
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """None is what Python has for a stream that was closed before its start, as by `>&-`."""
+    return stream is not None and stream.isatty()
 
 
 def customer_argument(
@@ -242,6 +266,7 @@ def complete_customer(ctx: click.Context, param: click.Parameter, incomplete: st
     """Ids and addresses that begin like this, for the shell; none when the database is away."""
     from click.shell_completion import CompletionItem
 
+    logging.disable()  # stderr is the line that is being typed
     try:
         with ctx.ensure_object(ScriptInfo).load_app().app_context(), db.statement() as cur:
             rows = customers.select_customers_like(cur, incomplete, limit=50)
@@ -262,7 +287,7 @@ def confirm(question: str, *, yes: bool, must: bool = False) -> None:
     """
     if yes:
         return
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         answer = click.prompt(f"{question} [y/N]", default="", show_default=False, err=True)
         if answer.strip().lower() not in ("y", "yes"):
             raise click.ClickException("Not confirmed; nothing was changed.")
@@ -280,7 +305,7 @@ def describe_who(customer_id: str) -> str:
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr at a terminal. Yields `advance(done, ahead)`: so many done, so many more known of."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda done, ahead: None
         return
     from rich.console import Console
@@ -352,9 +377,9 @@ def local_time(moment: datetime | None, *, seconds: bool = True) -> str | None:
     return moment.astimezone().strftime("%-m/%-d/%Y, %-I:%M:%S %p" if seconds else "%-m/%-d/%Y, %-I:%M %p")
 
 
-def money(cents: int, currency: str) -> str:
-    """`$29.00`, `29.00 EUR`; the smallest unit is a hundredth."""
-    return f"${cents / 100:,.2f}" if currency == "usd" else f"{cents / 100:,.2f} {currency.upper()}"
+def money(amount: int, currency: str) -> str:
+    """`$29.00`, `29.00 EUR`, of an amount in the currency's smallest unit."""
+    return f"${amount / 100:,.2f}" if currency == "usd" else amount_text(amount, currency)
 
 
 def percent(ratio: float | None) -> str | None:

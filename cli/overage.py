@@ -30,10 +30,11 @@ from cli.output import (
 from cli.usage import usage
 
 DAY_COLUMNS = (
-    Column("Customer ID", 21, is_id=True), Column("Day", 10), Column("State", 6),
-    Column("Total", 6, right=True), Column("Included", 8, right=True), Column("Over", 6, right=True),
+    Column("Customer ID", "customer_id", 21, is_id=True), Column("Day", "day", 10),
+    Column("State", "state", 6), Column("Total", "total", 6, right=True),
+    Column("Included", "included", 8, right=True), Column("Over", "over", 6, right=True),
 )  # fmt: skip
-DAY_CELLS = ("customer_id", "day", "state", "total", "included", "over")
+DAY_FIELDS = ("customer_id", "day", "state", "total", "included", "over", "revision")
 
 
 @customer.command(
@@ -81,10 +82,9 @@ def preview(customer_id: str, period: str) -> Answer:
         "Amount": money(found["amount"], currency),
         "State": found["state"],
     }
-    days = [[row[name] for name in DAY_CELLS[1:]] for row in found["days"]]
     return Answer(
         lambda: dump("overage:BillingAnswer", found),
-        [f"Overage of {customer_id}:", RULE, fields(shown), Table(DAY_COLUMNS[1:], days)],
+        [f"Overage of {customer_id}:", RULE, fields(shown), Table(DAY_COLUMNS[1:], found["days"])],
     )
 
 
@@ -127,7 +127,7 @@ def run(customer_id: str | None, day: datetime | None, hold: bool | None, reason
         {"customers": len(chosen), "waiting": [_day(row) for row in waiting], "failed": failed},
         [
             f"{len(chosen) - len(failed)} customer(s) computed. Days that wait for an operator:",
-            Table(DAY_COLUMNS, [[row[name] for name in DAY_CELLS] for row in waiting]),
+            Table(DAY_COLUMNS, waiting),
             *(f"❌ {one}: {message}" for one, message in failed.items()),
         ],
         exit_code=1 if failed else 0,
@@ -167,4 +167,4 @@ def _chosen(customer_id: str | None) -> list[str]:
 
 
 def _day(row: Row) -> Row:
-    return {camel_case(name): row[name] for name in (*DAY_CELLS, "revision")}
+    return {camel_case(name): row[name] for name in DAY_FIELDS}

@@ -9,6 +9,7 @@ from app.services.report import business_report
 from cli.output import DOUBLE_RULE, HELP_OPTIONS, Answer, Column, Group, Table, fields, money
 
 commands = Group("commands")
+PLAN = Column("Plan", lambda row: row["plan"].upper(), 16)
 LABELS = {
     "customers": "Customers", "revenue": "Recurring Revenue", "pastDue": "Past Due",
     "trialsEnding": "Trials Ending", "paymentsFailed": "Payments Failed",
@@ -38,16 +39,13 @@ def report(details: bool) -> Answer:
 
 def _screen(found: dict[str, Any]) -> Iterator[str | Table]:
     yield f"Business Report:\n{DOUBLE_RULE}\n\nCustomers:"
-    yield Table(
-        [Column("Plan", 16), Column("Status", 20), Column("Customers", 10, right=True)],
-        [(row["plan"].upper(), row["status"].upper(), row["count"]) for row in found["customers"]],
-    )
+    status = Column("Status", lambda row: row["status"].upper(), 20)
+    yield Table([PLAN, status, Column("Customers", "count", 10, right=True)], found["customers"])
     yield "\nRecurring Revenue (before discounts):"
-    rows = [("", row) for row in found["revenue"]] + [("past due", row) for row in found["pastDue"]]
-    yield Table(
-        [Column("Plan", 16), Column("Interval", 10), Column("Amount", 14, right=True), Column("")],
-        [(r["plan"].upper(), r["interval"], money(r["amount"], r["currency"]), mark) for mark, r in rows],
-    )
+    amount = Column("Amount", lambda row: money(row["amount"], row["currency"]), 14, right=True)
+    rows = [row | {"mark": ""} for row in found["revenue"]]
+    rows += [row | {"mark": "past due"} for row in found["pastDue"]]
+    yield Table([PLAN, Column("Interval", "interval", 10), amount, Column("", "mark")], rows)
     silent, owed = found["silentInstances"], found["overage"]
     attention = {
         "Trials Ending": f"{found['trialsEnding']} within 7 days",

@@ -6,6 +6,7 @@ it, and the service, and stops both when it is stopped itself.
 
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import shlex
@@ -29,6 +30,7 @@ from app.db import Database
 from app.errors import DomainError
 from app.keyring import key_is_elsewhere, load_signing_key, write_key_files
 from app.licenses import generate_private_key
+from cli.output import explained
 
 ENV_FILE: Final = ROOT / ".env"
 START_SECONDS: Final = 60
@@ -38,6 +40,7 @@ Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main() -> None:
+    logging.disable()  # what goes wrong here is told in one line
     children: Children = {}
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for signum in ends:
@@ -47,7 +50,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nStopping …", file=sys.stderr)
     except DomainError as error:
-        raise SystemExit(error.message) from None
+        raise SystemExit(explained(error)) from None
     finally:
         for signum in ends:
             signal.signal(signum, signal.SIG_IGN)
@@ -64,8 +67,10 @@ def _run(children: Children) -> None:
     _check_port("PORT", settings.port)
     if sandbox:
         _check_port("STRIPE_API_BASE", sandbox)
+    run = _claim()
     database_url = _prepare(settings)
-    run = _publish(settings, database_url)  # noqa: F841 - locked until this process ends
+    run.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
+    run.flush()
     if sandbox:
         print(f"Starting the Stripe sandbox on port {sandbox}, with the plans' prices …", flush=True)
         command = [
@@ -111,15 +116,18 @@ def _prepare(settings: Settings) -> str:
     return url
 
 
-def _publish(settings: Settings, database_url: str) -> IO[str]:
-    """Write what commands in this folder use meanwhile. They heed it while the file returned is open."""
+def _claim() -> IO[str]:
+    """The file for what commands in this folder use meanwhile. They heed it while it is locked."""
     path = run_file(environment())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"DATA_DIR: another `make run` uses {path.parent}. Stop it first") from None
+    except OSError as error:
+        raise ConfigError(f"DATA_DIR: {path.parent}: {error.strerror}") from None
     file.truncate()
-    file.write(f"PORT={settings.port}\nBASE_URL={settings.base_url}\nDATABASE_URL='{database_url}'\n")
-    file.flush()
     return file
 
 
@@ -139,9 +147,8 @@ def _check_port(setting: str, port: int) -> None:
 def _write_env() -> None:
     """Add what a first start needs and nobody has set: an admin key, and the sandbox for Stripe."""
     settings = load_settings()
-    known = ENV_FILE.read_text() if ENV_FILE.exists() else ""
-    lines = []
-    if not settings.admin_api_keys and "\nADMIN_API_KEY=" not in f"\n{known}":
+    lines = [""] if ENV_FILE.exists() else []
+    if not settings.admin_api_keys and "ADMIN_API_KEY" not in os.environ:
         lines += ["# The key of the operators.", f"ADMIN_API_KEY={secrets.token_urlsafe(32)}"]
     if settings.stripe_secret_key is None and settings.stripe_api_base is None:
         lines += [
@@ -150,10 +157,14 @@ def _write_env() -> None:
             f"STRIPE_WEBHOOK_SECRET=whsec_{secrets.token_hex(16)}",
             f"STRIPE_API_BASE=http://127.0.0.1:{_free_port()}",
         ]
-    if lines:
-        descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    if any(lines):
+        try:
+            descriptor = os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.fchmod(descriptor, 0o600)  # .env.example, which it may be a copy of, is open to all
+        except OSError as error:
+            raise ConfigError(f"{ENV_FILE}: {error.strerror}") from None
         with open(descriptor, "a") as file:
-            file.write(("\n" if known and not known.endswith("\n") else "") + "\n".join(lines) + "\n")
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def _free_port() -> int:

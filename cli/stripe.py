@@ -19,13 +19,12 @@ from cli.output import (
     customer_argument,
     hint,
     load,
-    local_time,
     progress,
     yes_option,
 )
 
-stripe_group = Group("stripe", help="Stripe: set up an account, sync with it.")
-webhook = Group("webhook", help="Stripe's events: list, replay, prune.")
+stripe_group = Group("stripe")
+webhook = Group("webhook")
 
 
 @stripe_group.command("setup", "flask stripe setup --webhook-url https://billing.example.com/webhooks/stripe")
@@ -88,14 +87,11 @@ def list_events(failed: bool, limit: int) -> Answer:
     with db.statement() as cur:
         rows = event_rows.select_events(cur, limit=limit, failed=failed)
     columns = [
-        Column("Received", 23), Column("Event ID", 30, is_id=True), Column("Type", 36), Column("Outcome", 8),
-        Column("Error or note"),
+        Column("Received", "received_at", 23), Column("Event ID", "event_id", 30, is_id=True),
+        Column("Type", "type", 36), Column("Outcome", "outcome", 8),
+        Column("Error or note", lambda row: row["error"] or row["note"]),
     ]  # fmt: skip
-    cells = [
-        (local_time(r["received_at"]), r["event_id"], r["type"], r["outcome"], r["error"] or r["note"])
-        for r in rows
-    ]
-    return Answer(rows, [Table(columns, cells)])
+    return Answer(rows, [Table(columns, rows)])
 
 
 @webhook.command("replay", "flask webhook replay evt_1Abc")

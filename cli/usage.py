@@ -24,6 +24,7 @@ from cli.output import (
     customer_argument,
     dump,
     fields,
+    is_terminal,
     local_time,
     or_unlimited,
     percent,
@@ -110,29 +111,24 @@ def _screen(customer_id: str, found: Row, days: int, each: bool) -> Iterator[str
 
 def _reports(reports: Iterable[Row], limit: int | None) -> Table:
     columns = [
-        Column("Date", 20), Column("Instance ID", 14, is_id=True), Column("Active", 6, right=True),
-        Column("Total", 5, right=True), Column("Utilization", 11, right=True),
+        Column("Date", lambda row: local_time(row["reported_at"], seconds=False), 20),
+        Column("Instance ID", "instance_id", 14, is_id=True),
+        Column("Active", "active_devices", 6, right=True), Column("Total", "total_devices", 5, right=True),
+        _utilization("active_devices", limit),
     ]  # fmt: skip
-    cells = (
-        (
-            local_time(row["reported_at"], seconds=False), row["instance_id"], row["active_devices"],
-            row["total_devices"], percent(usages.utilization(row["active_devices"], limit)),
-        )
-        for row in reports
-    )  # fmt: skip
-    return Table(columns, cells)
+    return Table(columns, reports)
 
 
 def _days(per_day: Sequence[Row], limit: int | None) -> Table:
     columns = [
-        Column("Day (UTC)", 20), Column("Reports", 14, right=True), Column("Active", 6, right=True),
-        Column("Utilization", 11, right=True),
+        Column("Day (UTC)", "day", 20), Column("Reports", "reports", 14, right=True),
+        Column("Active", "active", 6, right=True), _utilization("active", limit),
     ]  # fmt: skip
-    cells = (
-        (row["day"], row["reports"], row["active"], percent(usages.utilization(row["active"], limit)))
-        for row in reversed(per_day)
-    )
-    return Table(columns, cells)
+    return Table(columns, reversed(per_day))
+
+
+def _utilization(active: str, limit: int | None) -> Column:
+    return Column("Utilization", lambda row: percent(usages.utilization(row[active], limit)), 11, right=True)
 
 
 def _summary(summary: Row) -> str:
@@ -188,7 +184,7 @@ def _with_figures(lines: Sequence[Row]) -> list[Row]:
 def _screen_of_all(lines: Sequence[Row], days: int) -> Iterator[str]:
     yield f"Found {len(lines)} customer(s)\n{DOUBLE_RULE}"
     # Elsewhere the text is the seed's, which scripts may read.
-    ids = [line["customer_id"] for line in lines] if sys.stdout.isatty() else []
+    ids = [line["customer_id"] for line in lines] if is_terminal(sys.stdout) else []
     per_day = usages.days_of(ids, days=days)
     for line in lines:
         summary, used = line["summary"], percent(line["summary"]["utilization"])
@@ -219,18 +215,13 @@ def top(over: int) -> Answer:
     """List who is near or over the device limit, worst first."""
     rows = _with_figures(usages.top(over / 100))
     columns = [
-        Column("Customer ID", 21, is_id=True), Column("Plan", 12), Column("Active", 6, right=True),
-        Column("Limit", 5, right=True), Column("Utilization", 11, right=True), Column("Email"),
-        Column("Name"),
+        Column("Customer ID", "customer_id", 21, is_id=True),
+        Column("Plan", lambda row: row["plan"].upper(), 12),
+        Column("Active", "current_active", 6, right=True), Column("Limit", "device_limit", 5, right=True),
+        Column("Utilization", lambda row: percent(row["utilization"]), 11, right=True),
+        Column("Email", "email"), Column("Name", lambda row: row["name"] or row["company_name"]),
     ]  # fmt: skip
-    cells = [
-        (
-            row["customer_id"], row["plan"].upper(), row["current_active"], row["device_limit"],
-            percent(row["utilization"]), row["email"], row["name"] or row["company_name"],
-        )
-        for row in rows
-    ]  # fmt: skip
-    return Answer(rows, [Table(columns, cells)], csv=(LINE, rows))
+    return Answer(rows, [Table(columns, rows)], csv=(LINE, rows))
 
 
 @usage.command("alerts", "flask usage alerts --days 7 --kind silent", csv=True)
@@ -245,17 +236,12 @@ def alerts(customer_id: str | None, kind: str | None, days: int) -> Answer:
         "name", "company_name",
     )  # fmt: skip
     columns = [
-        Column("Since", 23), Column("Customer ID", 21, is_id=True), Column("Kind", 14, is_id=True),
-        Column("Instance ID", 14, is_id=True), Column("Active", 6), Column("Limit", 5), Column("Name"),
+        Column("Since", "created_at", 23), Column("Customer ID", "customer_id", 21, is_id=True),
+        Column("Kind", "kind", 14, is_id=True), Column("Instance ID", "instance_id", 14, is_id=True),
+        Column("Active", "active_devices", 6), Column("Limit", "device_limit", 5),
+        Column("Name", lambda row: row["name"] or row["company_name"] or row["email"]),
     ]  # fmt: skip
-    cells = [
-        (
-            local_time(row["created_at"]), row["customer_id"], row["kind"], row["instance_id"],
-            row["active_devices"], row["device_limit"], row["name"] or row["company_name"] or row["email"],
-        )
-        for row in rows
-    ]  # fmt: skip
-    return Answer(rows, [Table(columns, cells)], csv=(names, rows))
+    return Answer(rows, [Table(columns, rows)], csv=(names, rows))
 
 
 @usage.command("import", "flask usage import history.csv")

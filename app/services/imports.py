@@ -20,14 +20,14 @@ def import_customers(file: Iterable[str], *, dry_run: bool = False) -> Iterator[
     """For each line: line, email, outcome (created, linked, exists, failed), customer_id and message.
 
     `linked`: created, linked to its customer at Stripe and synced. Who is there already is left as it is.
-    The header is line 1. Raises Invalid for a header that is not one.
+    The header is line 1. Raises Invalid for a header that is not one. Ends with a line that is not CSV.
     """
     reader = csv.DictReader(file, strict=True)
-    header = reader.fieldnames or []
-    if "email" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
-        raise Invalid(f"Line 1: expected the column email and any of {', '.join(COLUMNS[1:])}.")
     seen: set[str] = set()
     try:
+        header = reader.fieldnames or []
+        if "email" not in header or not set(header) <= set(COLUMNS) or len(set(header)) < len(header):
+            raise Invalid(f"Line 1: expected the column email and any of {', '.join(COLUMNS[1:])}.")
         for cells in reader:
             email = (cells["email"] or "").strip()
             result = {"line": reader.line_num, "email": email, "customer_id": None, "message": None}
@@ -38,7 +38,9 @@ def import_customers(file: Iterable[str], *, dry_run: bool = False) -> Iterator[
             seen.add(email.lower())
             yield result
     except csv.Error as error:
-        raise Invalid(f"Line {reader.line_num}: {error}.") from None
+        message = f"{error}; nothing after it was read"
+        no_one = {"email": "", "customer_id": None}
+        yield {"line": reader.line_num + 1, "outcome": "failed", "message": message} | no_one
 
 
 def _import_customer(cells: dict[str | Any, Any], is_repeated: bool, dry_run: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from app.queries import customers, events, subscriptions
 from app.queries import stripe as stripe_rows
 from app.services import overage
 from app.services.stripe_sync import link_customer, sync_customer, unlicensed_payers
-from app.stripe_objects import WEBHOOK_EVENTS, Object, customer_of, named_by
+from app.stripe_objects import WEBHOOK_EVENTS, Object, amount_text, customer_of, named_by
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +86,13 @@ def _note(event: Row, found: Object | None) -> str | None:
     """What operators are shown of a refund or a dispute."""
     if found is None or not event["type"].startswith("charge."):
         return None
+    currency = found["currency"]
     if dispute := found.get("dispute"):
-        return f"{_money(dispute['amount'], found)} disputed ({dispute['reason']}): {dispute['status']}"
-    return f"{_money(found['amount_refunded'], found)} of {_money(found['amount'], found)} refunded"
-
-
-def _money(cents: int, charge: Object) -> str:
-    return f"{cents / 100:.2f} {charge['currency'].upper()}"
+        return (
+            f"{amount_text(dispute['amount'], currency)} disputed ({dispute['reason']}): {dispute['status']}"
+        )
+    refunded, whole = amount_text(found["amount_refunded"], currency), amount_text(found["amount"], currency)
+    return f"{refunded} of {whole} refunded"
 
 
 def _owner(stripe_id: str) -> tuple[str | None, list[Object]]:

@@ -198,7 +198,7 @@ def resume(subscription_id: str) -> dict[str, Any]:
 
 def deactivatable(customer_id: str) -> list[dict[str, Any]]:
     """The described subscriptions that `deactivate` would end, the one that counts first."""
-    if get_customer(customer_id)["stripe_customer_id"] and stripe.configured:
+    if get_customer(customer_id)["stripe_customer_id"]:
         sync_customer(customer_id)
     customer, rows = get_customer_with_subscriptions(customer_id)
     current = describe_customer(customer, rows, now())["subscription"]

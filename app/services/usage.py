@@ -284,7 +284,7 @@ def _count(outcome: str, reports: int) -> None:
 def import_csv(file: Iterable[str]) -> Iterator[Row]:
     """Take older history in: per line {line, status, message?}, status as in a batch. No bound on the age.
 
-    Raises Invalid for another header than CSV_COLUMNS, in any order.
+    Raises Invalid for another header than CSV_COLUMNS, in any order. Ends with a line that is not CSV.
     """
     reader = csv.reader(file)
     items: dict[int, Row | DomainError] = {}
@@ -298,9 +298,9 @@ def import_csv(file: Iterable[str]) -> Iterator[Row]:
             if len(items) == IMPORT_BATCH:
                 yield from _import_batch(items)
                 items = {}
-        yield from _import_batch(items)
     except csv.Error as error:
-        raise Invalid(f"Line {reader.line_num}: {error}.") from None
+        items[reader.line_num] = Invalid(f"{error}; nothing after it was read")
+    yield from _import_batch(items)
 
 
 def _read_line(header: Sequence[str], cells: Sequence[str]) -> Row | DomainError:

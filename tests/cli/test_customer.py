@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from tests.cli.conftest import RULE, SHORT_RULE
 from tests.conftest import ADMIN
@@ -201,8 +203,18 @@ def test_import(console, client, tmp_path):
     assert (made["name"], made["subscription"]["plan"]) == ("Ada", "starter")
     file.write_text("name\nAda\n")
     assert console("customer", "import", str(file)).exit_code == 1
-    file.write_bytes(b"email\n\xff@example.com\n")
-    assert "not UTF-8" in console("customer", "import", str(file)).stderr
+
+
+@pytest.mark.parametrize("broken", [b"\xff@example.com", b'"eve@example.com'])
+def test_an_import_names_each_line_also_before_one_that_cannot_be_read(console, client, tmp_path, broken):
+    file = tmp_path / "customers.csv"
+    file.write_bytes(b"email\n" + b"".join(b"ada%d@example.com\n" % n for n in range(500)) + broken)
+    done = console("customer", "import", str(file))
+    assert (done.exit_code, done.stdout.count(": created (cust_")) == (1, 500)
+    assert done.stdout.splitlines()[-2].startswith("Line 502: ")
+    assert done.stdout.splitlines()[-1] == "500 customer(s) imported, 1 failed, 0 left."
+    file.write_bytes(b'"email\n')
+    assert console("customer", "import", str(file)).stdout.startswith("Line 1: : failed (unexpected end")
 
 
 class TestPaid:
@@ -267,6 +279,15 @@ Expires
         assert console("customer", "resume", customer_id).exit_code == 0
         assert shop.subscription(subscription_id)["cancelAtPeriodEnd"] is False
         assert console("customer", "resume", customer_id).exit_code == 1
+
+        for refused in ("deactivate", "erase"):
+            code, screen = terminal("customer", refused, customer_id, STRIPE_SECRET_KEY="")
+            assert (code, screen) == (1, "Error: Stripe is not configured: STRIPE_SECRET_KEY is not set.\n")
+        ends = datetime.now(UTC) + timedelta(days=5)
+        shop.sandbox.update_subscription(subscription_id, cancel_at=int(ends.timestamp()))
+        shop.deliver()
+        shown = console("customer", "show", customer_id).stdout
+        assert f"\nEnds:             {local(str(ends))}\n" in shown
 
         code, screen = terminal("customer", "deactivate", customer_id, typed="\n", columns=200)
         assert (code, f"Cancel starter {subscription_id} (active) of" in screen) == (1, True)

@@ -1,5 +1,6 @@
 """`flask db …`: migrations from zero, again, at once, edited, failing; backups whole or not at all."""
 
+import json
 import os
 import shutil
 import signal
@@ -295,3 +296,5 @@ def test_shell(environ):
     done = run_flask("db", "shell", "-Atc", "SELECT COUNT(*) FROM customers", environ=environ)
     assert (done.returncode, done.stdout) == (0, "0\n")
     assert run_flask("db", "shell", "-c", "nonsense", environ=environ).returncode == 1
+    done = run_flask("db", "shell", "--json", "-Atc", "SELECT 'é'", environ=environ)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"exitCode": 0, "output": "é\n"})

@@ -14,9 +14,10 @@ import psycopg2
 import pytest
 from rich.cells import cell_len
 
+from cli.output import money
 from tests.cli.conftest import RULE
 from tests.conftest import ADMIN
-from tests.factories import make_customer
+from tests.factories import make_customer, report_body
 from tests.server import ROOT, clean_environ, run_flask
 
 LONG = "a" * 50 + "@example.com"
@@ -54,10 +55,27 @@ def test_a_table_fits_the_terminal_and_keeps_its_ids(terminal, names, columns):
     assert "\x1b[1m" in screen
 
 
+def test_long_ids_push_no_other_column_out_of_the_terminal(terminal, client):
+    customer_id, instance = make_customer(client)["customerId"], "production-europe-west-1-" + "b" * 40
+    body = report_body(customer_id, 7, instanceId=instance)
+    assert client.post("/api/usage/report", json=body, headers=ADMIN).status_code == 201
+    screen = terminal("usage", "show", customer_id, columns=80, NO_COLOR="1")[1]
+    screen = re.sub(r"\x1b\[[0-9;]*m", "", screen)
+    [row] = [line.split("|") for line in screen.splitlines() if instance in line]
+    assert (len(row[0]), *(cell.strip() for cell in row[1:])) == (21, instance, "7", "10", "140.0%")
+
+
 def test_long_text_goes_through_the_pager(terminal, names):
     paged = terminal("customer", "list", lines=5, PAGER="sed s/cust_/PAGED_/")[1]
     assert "PAGED_" in paged
     assert "PAGED_" not in terminal("customer", "list", PAGER="sed s/cust_/PAGED_/")[1]
+
+
+def test_the_pager_less_is_told_of_colours(terminal, names, tmp_path):
+    pager = tmp_path / "less"
+    pager.write_text('#!/bin/sh\necho "LESS=$LESS"\ncat\n')
+    pager.chmod(0o755)
+    assert "LESS=-R\n" in terminal("customer", "list", lines=5, PAGER=str(pager))[1]
 
 
 def test_no_color(terminal, client):
@@ -89,6 +107,46 @@ def test_a_full_disk_and_a_closed_pipe_are_one_line(environ, client):
     process.stdout.close()
     assert (process.wait(30), process.stderr.read()) == (1, "Error: stdout: Broken pipe\n")
     process.stderr.close()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # as in the container image
+def test_a_disk_that_fills_up_is_no_success(environ, client, tmp_path, unbuffered):
+    made = make_customer(client)["customerId"]
+    settings = {
+        "PYTHONUNBUFFERED": unbuffered,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # no files cut short elsewhere
+    command = f"ulimit -f 1; exec {sys.executable} -m flask customer export {made}"
+    with open(tmp_path / "export.json", "w") as file:
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=ROOT, env=clean_environ(environ | settings), stdout=file, stderr=-1,
+            text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "Error: stdout: File too large\n")
+
+
+def test_streams_that_are_closed_or_of_another_encoding(environ, client):
+    made = make_customer(client, name="Zoë")["customerId"]
+    show = f"$FLASK customer show {made} --json"
+    for line, expected in [
+        (f"{show} >&-", (0, "", "")),
+        (f"PYTHONIOENCODING=latin-1 {show} | grep -o 'Zoë'", (0, "Zoë\n", "")),
+        (f"$FLASK license revoke {made} <&-", (0, f"✅ Licenses of {made} revoked.\n", "")),
+        ("$FLASK license verify - <&-", (1, "❌ MALFORMED\n", "")),
+    ]:  # fmt: skip
+        settings = clean_environ(environ | {"FLASK": f"{sys.executable} -m flask"})
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+        )
+        assert (line, done.returncode, done.stdout, done.stderr) == (line, *expected)
+
+
+@pytest.mark.parametrize(
+    ("currency", "expected"),
+    [("usd", "$2,900.00"), ("eur", "2,900.00 EUR"), ("jpy", "290,000 JPY"), ("kwd", "290.000 KWD")],
+)
+def test_an_amount_has_the_decimals_of_its_currency(currency, expected):
+    assert money(290000, currency) == expected
 
 
 CUSTOMER = [
@@ -124,15 +182,17 @@ def test_a_customer_is_named_in_every_way(console, client, sql):
 
 def test_completion_knows_the_customers(environ, client):
     made = make_customer(client, email="ada@example.com")
-    for words, value in (
-        ("flask customer show a", "ada@example.com"),
-        ("flask license show --customer cust_", made["customerId"]),
+    away = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+    for words, more, expected in (
+        ("flask customer show a", {}, "plain,ada@example.com"),
+        ("flask license show --customer cust_", {}, f"plain,{made['customerId']}"),
+        ("flask customer show a", away, ""),
     ):
         asked = {"_FLASK_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         flask = Path(sys.executable).parent / "flask"
-        settings = clean_environ(environ | asked)
+        settings = clean_environ(environ | asked | more)
         done = subprocess.run([flask], cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
-        assert f"plain,{value}\n" in done.stdout
+        assert (words, done.stdout.strip(), done.stderr) == (words, expected, "")
 
 
 def test_arguments_that_cannot_be_meant_are_wrong_usage(console, client):

@@ -1,6 +1,7 @@
 """Starting: `make run` from nothing to Ctrl-C, and refusals that name the setting in one line."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,10 +62,10 @@ class Run:
         self.said = self.log.read_text()
         assert "Ctrl-C" in self.said, self.said
 
-    def fail(self) -> str:
+    def fail(self, **more: str) -> str:
         """Start what cannot start: its last words."""
         log = self.folder.parent / "refused.log"
-        assert self._spawn(log).wait(60) == 1
+        assert self._spawn(log, **more).wait(60) == 1
         return log.read_text().splitlines()[-1]
 
     def paste(self, part: str) -> str:
@@ -105,8 +106,8 @@ class Run:
         wait_until(lambda: not self.processes())
         return code
 
-    def _spawn(self, log: Path) -> "subprocess.Popen[bytes]":
-        environ = PLAIN | {"PORT": str(self.port)}
+    def _spawn(self, log: Path, **more: str) -> "subprocess.Popen[bytes]":
+        environ = PLAIN | {"PORT": str(self.port)} | more
         with log.open("wb") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "cli.run_local"], cwd=self.folder, env=environ,
@@ -123,10 +124,16 @@ def run(copy_of_service: Path) -> Iterator[Run]:
 
 @pytest.mark.timeout(300)  # four starts, on a busy machine too
 def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
+    (run.folder / ".env").symlink_to("/nowhere/.env")
+    assert run.fail() == f"{run.folder}/.env: No such file or directory"
+    (run.folder / ".env").unlink()
     with socket.create_server(("", run.port)):
         assert run.fail().startswith(f"PORT: port {run.port} cannot be used")
     assert not (run.folder / ".data").exists()  # refused before anything is made
 
+    shutil.copy(ROOT / ".env.example", run.folder / ".env")
+    away = run.fail(DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    assert away.startswith("DATABASE_URL: connection to server"), away
     run.start()
     assert run.said.startswith("Reading the settings")
     assert run.said.rstrip().endswith("stays in .data/.")
@@ -140,6 +147,8 @@ def test_from_nothing_to_ctrl_c_and_again_whatever_is_killed(run: Run):
     assert link.returncode == 0, link.stderr
     sandbox = (run.folder / ".data" / "stripe-sandbox.json").read_text()
     assert f"http://localhost:{run.port}/checkout/success" in sandbox
+
+    assert run.fail(PORT=str(free_port()), STRIPE_API_BASE="").startswith("DATA_DIR: another `make run` uses")
 
     secrets = (run.folder / ".env").read_text()
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does

@@ -165,6 +165,10 @@ def test_import_takes_good_lines_and_names_bad_ones(
     again = console("usage", "import", str(file))
     assert (again.exit_code, again.stdout) == (0, "0 report(s) imported, 2 there before, 0 refused.\n")
     assert sql("SELECT COUNT(*) AS n FROM usage_reports") == [{"n": 2}]
+    file.write_text(HEADER + lines[0].replace(",a,", ",c,") + '\n"' + "unclosed," * 20_000)
+    broken = console("usage", "import", str(file))
+    assert (broken.exit_code, broken.stdout.startswith("❌ Line 3: field larger")) == (1, True)
+    assert broken.stdout.endswith("\n1 report(s) imported, 0 there before, 1 refused.\n")
     file.write_text(HEADER.replace("timestamp", "timestamp,plan") + lines[0])
     assert console("usage", "import", str(file)).exit_code == 1
 
