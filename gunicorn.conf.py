@@ -100,8 +100,8 @@ def on_starting(server: Any) -> None:
 def pre_fork(server: Any, worker: Any) -> None:
     """Share the sockets out: at a common one a single worker often takes a whole burst of connections.
 
-    The master keeps all of them open, so that what waits at one is for the worker that comes next. Workers of
-    before a reload do not count, as they end.
+    The master keeps all of them open, so that what waits at one is for the worker that comes next; it is lost
+    with `reuse_port`, see findings/gunicorn-reuse-port-reload.sh. Workers of before a reload do not count.
     """
     forked[:] = [other for other in forked if other in server.WORKERS.values()]
     served = Counter(taken for other in forked for taken in other.sockets[:1])
@@ -124,7 +124,7 @@ def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> N
     """Read what the application left unread of a body, as of one that is too large.
 
     gunicorn has said keep-alive, but closes a connection with more than 64 KiB unread: what the proxy sends
-    on it next would be lost.
+    on it next would be lost. See findings/gunicorn-unread-body.sh.
     """
     with suppress(ParseException, OSError, ValueError):
         environ["gunicorn.socket"].settimeout(UNREAD_SECONDS)
