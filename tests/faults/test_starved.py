@@ -70,6 +70,28 @@ def test_a_locked_row_keeps_nobody_else_out(serve, database_url):
     assert [report(locked, batch=batch) for batch in (False, True)] == [201, 200]
 
 
+def test_a_table_that_is_locked_whole_holds_up_no_instance_for_long(client, database_url):
+    """As an operator's ALTER TABLE or VACUUM FULL does."""
+    made = make_customer(client)
+    customer_id, headers = made["customerId"], bearer(made["license"])
+    report = report_body(customer_id)
+
+    def statuses():
+        asked = [client.get(path, headers=headers) for path in (
+            f"/api/customers/{customer_id}", f"/api/licenses/{customer_id}", f"/api/usage/{customer_id}",
+        )]  # fmt: skip
+        sent = [
+            client.post("/api/usage/report", json=report, headers=headers),
+            client.post("/api/usage/reports", json={"reports": [report]}, headers=headers),
+        ]
+        return {answer.status_code for answer in asked + sent}
+
+    with closing(psycopg2.connect(database_url)) as operator, operator.cursor() as cur:
+        cur.execute("LOCK TABLE customers, licenses, usage_reports IN ACCESS EXCLUSIVE MODE")
+        assert statuses() == {503}
+    assert statuses() == {200, 201}
+
+
 @pytest.mark.skipif(
     os.environ.get("FAULTS") != "long" or os.geteuid() != 0,
     reason="only as root in `make faults`: mounts a disk",
