@@ -165,6 +165,10 @@ def _invoice_rest(subscription_id: str, newest: dict[str, Any]) -> None:
             "metadata": {"overage": subscription_id},
             "automatic_tax": {"enabled": settings.stripe_tax},
         }
+        ended = stripe.retrieve_subscription(subscription_id) or {}
+        for method in ("default_payment_method", "default_source"):  # Checkout gives the customer none
+            if ended.get(method):
+                params[method] = ended[method]
         if newest["collection_method"] == "send_invoice":
             params["days_until_due"] = DAYS_UNTIL_DUE
         invoice = stripe.create_invoice(params, f"overage-rest-{pending[0]}")

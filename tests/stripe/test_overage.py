@@ -184,6 +184,18 @@ def test_a_period_that_is_the_last_has_its_own_invoice(over: Overage, planned: b
     assert over.lines() == [("paid", 5, 50)]
 
 
+def test_the_invoice_after_the_end_is_paid_by_the_card_of_the_subscription(over: Overage):
+    """Checkout keeps the card with the subscription: the customer has no default at Stripe."""
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.sandbox.advance(days=5)
+    over.sandbox.cancel_subscription(subscription_id)
+    over.shop.deliver()
+    card = over.sandbox.get("subscription", subscription_id)["default_payment_method"]
+    own = next(i for i in over.sandbox.every("invoice") if i["metadata"].get("overage"))
+    assert (own["status"], own["default_payment_method"]) == ("paid", card)
+
+
 def test_a_clock_set_back_bills_no_day_twice(over: Overage, sql: Callable[..., Any]):
     customer_id, _ = over.subscriber()
     sql("UPDATE overage_terms SET ends_at = starts_at + INTERVAL '3 days'")
