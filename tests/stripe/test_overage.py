@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from app.errors import Conflict
+from app.extensions import stripe
 from app.services import overage
 from app.services.privacy import erase_customer
 from app.services.report import business_report
@@ -194,6 +195,20 @@ def test_the_invoice_after_the_end_is_paid_by_the_card_of_the_subscription(over:
     card = over.sandbox.get("subscription", subscription_id)["default_payment_method"]
     own = next(i for i in over.sandbox.every("invoice") if i["metadata"].get("overage"))
     assert (own["status"], own["default_payment_method"]) == ("paid", card)
+
+
+def test_a_period_far_down_a_long_invoice_is_billed(over: Overage):
+    """Stripe shows the first ten lines with an invoice, pending items before what the subscription sold."""
+    customer_id, _ = over.subscriber()
+    for number in range(11):
+        item = {"customer": over.shop.stripe_id(customer_id), "currency": "usd", "amount": 100 + number}
+        over.service(lambda: stripe.create_invoice_item(item, f"item-{number}"))  # noqa: B023
+    over.to_period_end()
+    over.sandbox.advance(hours=2)
+    over.report(customer_id, over.today() + DAY, 15)
+    over.to_period_end()  # we hear of this period when it is over
+    over.shop.deliver()
+    assert over.lines() == [("draft", 5, 50)]
 
 
 def test_a_clock_set_back_bills_no_day_twice(over: Overage, sql: Callable[..., Any]):
