@@ -28,6 +28,9 @@ def show(query: dict[str, Any], customer_id: str) -> Row:
 def show_day(customer_id: str, day: str) -> Row:
     """A day with the reports that made it"""
     try:
-        return evidence_of(customer_id, date.fromisoformat(day))
+        found = date.fromisoformat(day)
+        if str(found) != day:  # 20261103 and 2026-W45-2 are read too
+            raise ValueError
     except ValueError:
-        raise NotFound("There is no such day.") from None
+        raise NotFound("There is no such day. Write it like 2026-11-03.") from None
+    return evidence_of(customer_id, found)

@@ -423,6 +423,11 @@ def test_the_routes_refuse_what_is_not_there_or_not_theirs(over: Overage):
         ("?period=next", 422), ("?period=previous", 404), ("/2026-13-01", 404), ("/2020-01-01", 404),
     ):  # fmt: skip
         assert client.get(path + wrong, headers=ADMIN).status_code == status, wrong
+    day = over.today() + DAY
+    over.report(customer_id, day, 12)
+    assert over.billing(customer_id)["deviceDays"] == 2
+    for written, status in ((f"{day}", 200), (f"{day:%Y%m%d}", 404), (f"{day:%G-W%V-%u}", 404)):
+        assert client.get(f"{path}/{written}", headers=ADMIN).status_code == status, written
     assert client.get(f"/api/usage/{other}/billing", headers=ADMIN).status_code == 404
 
 
