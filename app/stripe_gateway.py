@@ -369,9 +369,14 @@ class StripeGateway:
         return str(_post(self._v1.billing_portal.sessions.create, params, key=key)["url"])
 
     def list_invoices(self, limit: int | None = None, **filters: str) -> list[dict[str, Any]]:
-        """Invoices by customer, subscription or status, newest first; without a limit every one."""
+        """Of a customer, subscription or status, newest first, with all lines; without a limit every one."""
         params = filters | {"limit": min(limit or PAGE, PAGE)}
-        return list(islice(_all(self._v1.invoices.list(params)), limit))
+        found = list(islice(_all(self._v1.invoices.list(params)), limit))
+        for invoice in found:
+            if invoice["lines"]["has_more"]:  # Stripe shows the first ten with it
+                lines = self._v1.invoices.line_items.list(invoice["id"], {"limit": PAGE})
+                invoice["lines"]["data"] = list(_all(lines))
+        return found
 
     def retrieve_invoice(self, invoice_id: str) -> dict[str, Any] | None:
         """None: Stripe does not find it."""

@@ -149,9 +149,10 @@ def bill_late(customer_id: str | None, yes: bool) -> Answer:
     with db.statement() as cur:
         late = overage_rows.select_waiting_days(cur, customer_id, ["late"])
     if late:
-        _, amount = owed(late)
+        currencies = sorted({row["currency"] for row in late})
+        sums = [money(owed([row for row in late if row["currency"] == one])[1], one) for one in currencies]
         who = ", ".join(dict.fromkeys(row["customer_id"] for row in late))
-        confirm(f"Bill {len(late)} late day(s) of {who}, {money(amount, 'usd')} in all?", yes=yes)
+        confirm(f"Bill {len(late)} late day(s) of {who}, {' and '.join(sums)} in all?", yes=yes)
     bills = [
         bill for one in dict.fromkeys(row["customer_id"] for row in late) if (bill := overage.bill_late(one))
     ]

@@ -29,8 +29,8 @@ def show_day(customer_id: str, day: str) -> Row:
     """A day with the reports that made it"""
     try:
         found = date.fromisoformat(day)
+        if str(found) != day:  # 20261103 and 2026-W45-2 are read too
+            raise ValueError
     except ValueError:
-        found = None
-    if found is None or found.isoformat() != day:  # Python reads 20261103 and 2026-W45-2 too
-        raise NotFound("There is no such day.")
+        raise NotFound("There is no such day. Write it like 2026-11-03.") from None
     return evidence_of(customer_id, found)

@@ -256,10 +256,19 @@ def mark_billed(cur: Cursor, customer_id: str, bill: str, invoice_item_id: str |
 
 
 def select_waiting_days(cur: Cursor, customer_id: str | None, states: list[str]) -> list[Row]:
-    """Days in one of these states that are on no bill, of one customer or of all."""
+    """Days in one of these states that are on no bill, of one customer or of all, with the currency of the
+    subscription that would be billed now.
+    """
     return cur.all(
         f"""
-        SELECT {DAY_COLUMNS}
+        SELECT {DAY_COLUMNS},
+               COALESCE((SELECT currency
+                           FROM subscriptions
+                          WHERE customer_id = overage_unbilled.customer_id
+                            AND stripe_subscription_id IS NOT NULL
+                            AND status NOT IN ('incomplete', 'incomplete_expired')
+                          ORDER BY ended_at DESC NULLS FIRST, id DESC
+                          LIMIT 1), 'usd') AS currency
           FROM overage_unbilled
          WHERE (%(customer_id)s::TEXT IS NULL OR customer_id = %(customer_id)s)
            AND state = ANY(%(states)s)

@@ -167,7 +167,16 @@ def _invoice_rest(subscription_id: str, newest: dict[str, Any]) -> None:
         }
         if newest["collection_method"] == "send_invoice":
             params["days_until_due"] = DAYS_UNTIL_DUE
-        invoice = stripe.create_invoice(params, f"overage-rest-{pending[0]}")
+        ended, key = stripe.retrieve_subscription(subscription_id) or {}, f"overage-rest-{pending[0]}"
+        # Checkout gives a card to the subscription, and the customer no default.
+        names = ("default_payment_method", "default_source")
+        paid_by = {name: ended[name] for name in names if ended.get(name)}
+        try:
+            invoice = stripe.create_invoice(params | paid_by, key)
+        except Refused:  # the card may be gone since
+            if not paid_by:
+                raise
+            invoice = stripe.create_invoice(params, f"{key}-without-card")
     for item_id in pending:
         stripe.add_invoice_item(invoice, item_id, f"overage-rest-{invoice}-{item_id}")
     stripe.finalize_invoice(invoice, f"overage-rest-{invoice}")

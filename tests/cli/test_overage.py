@@ -91,6 +91,22 @@ def test_preview_hold_and_release(subscriber: str, console: Console, sql: Callab
     assert (late.exit_code, late.output) == (0, "No day is late.\n")
 
 
+def test_late_days_are_asked_for_in_their_currency(
+    subscriber: str, console: Console, terminal: Callable[..., tuple[int, str]], sql: Callable[..., Any]
+):
+    console("customer", "overage", subscriber, "--on")
+    sql("UPDATE overage_terms SET starts_at = starts_at - INTERVAL '20 days'")
+    sql("UPDATE subscriptions SET currency = 'eur'")
+    report(sql, subscriber, 5, 13)
+    assert console("usage", "invoice-preview", subscriber).exit_code == 0
+    sql("UPDATE overage_days SET state = 'late'")
+    code, shown = terminal("usage", "bill-late", typed="no\n")
+    assert (code, f"Bill 1 late day(s) of {subscriber}, 0.30 EUR in all?" in " ".join(shown.split())) == (
+        1,
+        True,
+    )
+
+
 def test_the_night_names_what_failed(shop: Shop, console: Console, subscriber: str):
     console("customer", "overage", subscriber, "--on")
     shop.sandbox.faults.down = True

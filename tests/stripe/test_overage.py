@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from app.errors import Conflict
+from app.extensions import stripe
 from app.services import overage
 from app.services.privacy import erase_customer
 from app.services.report import business_report
@@ -136,9 +137,6 @@ def test_the_renewal_carries_one_line(over: Overage):
         ("dev-1", 14, f"{first}T12:00:00Z"),
         ("dev-2", 3, f"{first}T01:00:00Z"),
     ]
-    for spelled in (f"{first:%Y%m%d}", f"{first:%G-W%V-%u}", "today"):
-        path = f"/api/usage/{customer_id}/billing/{spelled}"
-        assert over.shop.client.get(path, headers=ADMIN).status_code == 404
 
 
 def test_several_workers_at_once_make_one_line(over: Overage):
@@ -185,6 +183,36 @@ def test_a_period_that_is_the_last_has_its_own_invoice(over: Overage, planned: b
     over.sandbox.advance(hours=2)
     over.shop.deliver()
     assert over.lines() == [("paid", 5, 50)]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_invoice_after_the_end_is_paid_by_the_card_of_the_subscription(over: Overage, is_there: bool):
+    """Checkout keeps the card with the subscription: the customer has no default at Stripe."""
+    customer_id, subscription_id = over.subscriber()
+    over.report(customer_id, over.today() + DAY, 15)
+    over.sandbox.advance(days=5)
+    over.sandbox.cancel_subscription(subscription_id)
+    if not is_there:  # Stripe refuses an invoice that names a card which is gone
+        over.sandbox.faults.fail_next(1, 400, path="/v1/invoices", method="POST")
+    over.shop.deliver()
+    card = over.sandbox.get("subscription", subscription_id)["default_payment_method"]
+    own = next(i for i in over.sandbox.every("invoice") if i["metadata"].get("overage"))
+    found = own["status"], own["default_payment_method"], own["total"]
+    assert found == (("paid", card, 50) if is_there else ("open", None, 50))
+
+
+def test_a_period_far_down_a_long_invoice_is_billed(over: Overage):
+    """Stripe shows the first ten lines with an invoice, pending items before what the subscription sold."""
+    customer_id, _ = over.subscriber()
+    for number in range(11):
+        item = {"customer": over.shop.stripe_id(customer_id), "currency": "usd", "amount": 100 + number}
+        over.service(lambda: stripe.create_invoice_item(item, f"item-{number}"))  # noqa: B023
+    over.to_period_end()
+    over.sandbox.advance(hours=2)
+    over.report(customer_id, over.today() + DAY, 15)
+    over.to_period_end()  # we hear of this period when it is over
+    over.shop.deliver()
+    assert over.lines() == [("draft", 5, 50)]
 
 
 def test_a_clock_set_back_bills_no_day_twice(over: Overage, sql: Callable[..., Any]):
@@ -399,6 +427,11 @@ def test_the_routes_refuse_what_is_not_there_or_not_theirs(over: Overage):
         ("?period=next", 422), ("?period=previous", 404), ("/2026-13-01", 404), ("/2020-01-01", 404),
     ):  # fmt: skip
         assert client.get(path + wrong, headers=ADMIN).status_code == status, wrong
+    day = over.today() + DAY
+    over.report(customer_id, day, 12)
+    assert over.billing(customer_id)["deviceDays"] == 2
+    for written, status in ((f"{day}", 200), (f"{day:%Y%m%d}", 404), (f"{day:%G-W%V-%u}", 404)):
+        assert client.get(f"{path}/{written}", headers=ADMIN).status_code == status, written
     assert client.get(f"/api/usage/{other}/billing", headers=ADMIN).status_code == 404
 
 

@@ -500,7 +500,7 @@ def test_invoices_made_by_hand(sandbox: Sandbox, client: Any, shop: Shop) -> Non
     sandbox.set_card(shop.customer, "ok")
     assert (client.invoices.pay(own.id).status, refused(client.invoices.pay, own.id)[0]) == ("paid", 400)
     shop.overage()
-    other = client.invoices.create(include | {"auto_advance": True})
+    other = client.invoices.create(include | {"auto_advance": True, "default_payment_method": "pm_1"})
     sandbox.advance(hours=1)
     assert client.invoices.retrieve(other.id).amount_paid == 450
 

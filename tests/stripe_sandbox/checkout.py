@@ -246,7 +246,7 @@ def pay(
         customer = world.add(shapes.customer(world.now(), {"email": known, "address": typed}))
         world.emit("customer.created", customer)
     world.cards[customer["id"]] = "ok"
-    data = notes(session)["subscription_data"]
+    data = {**notes(session)["subscription_data"], "default_payment_method": f"pm_{customer['id']}"}
     days = data.get("trial_period_days")
     sub = billing.create(
         world,

@@ -12,6 +12,7 @@ from . import checkout, shapes
 from .errors import bad_param
 from .world import Obj, World, copied, public
 
+LINES_SHOWN = 10  # of an invoice; the rest has a list of its own
 MOST_LEVELS = 4  # the `data` of a list counts
 
 # (object, field) → kind of object that its id names; None: always null here, so stays null.
@@ -83,6 +84,9 @@ def shown(obj: Obj) -> Obj:
     """The same, not copied deep: to be read only."""
     if obj.get("deleted"):
         return {"id": obj["id"], "object": obj["object"], "deleted": True}
+    if obj["object"] == "invoice" and len(obj["lines"]["data"]) > LINES_SHOWN:
+        cut = {"data": obj["lines"]["data"][:LINES_SHOWN], "has_more": True}
+        return {**public(obj), "lines": {**obj["lines"], **cut}}
     return public(obj)
 
 

@@ -37,8 +37,8 @@ def list_lines(world: World, p: Obj, id: str) -> Obj:
 
 
 CREATE_INVOICE = (
-    "auto_advance automatic_tax.enabled collection_method currency customer days_until_due description "
-    "due_date metadata pending_invoice_items_behavior subscription"
+    "auto_advance automatic_tax.enabled collection_method currency customer days_until_due "
+    "default_payment_method description due_date metadata pending_invoice_items_behavior subscription"
 )
 
 

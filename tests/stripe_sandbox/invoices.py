@@ -245,11 +245,17 @@ def need_draft(invoice: Obj) -> None:
         raise invalid("This invoice is no longer editable", "invoice", "invoice_not_editable")
 
 
+def card_of(world: World, invoice: Obj) -> str | None:
+    """The card is the subscription's, as after Checkout: other invoices name it, or have none."""
+    is_named = invoice["default_payment_method"] or subscription_of(invoice)
+    return world.cards.get(invoice["customer"]) if is_named else None
+
+
 def attempt(world: World, invoice: Obj) -> bool:
     """Tries the customer's card once; true when the invoice is paid, else with the next attempt set."""
     invoice["attempted"] = True
     invoice["attempt_count"] += 1
-    card = world.cards.get(invoice["customer"])
+    card = card_of(world, invoice)
     if card == "ok" or not invoice["amount_remaining"]:
         mark_paid(world, invoice)
         return True
