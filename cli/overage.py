@@ -153,11 +153,22 @@ def bill_late(customer_id: str | None, yes: bool) -> Answer:
         sums = [money(owed([row for row in late if row["currency"] == one])[1], one) for one in currencies]
         who = ", ".join(dict.fromkeys(row["customer_id"] for row in late))
         confirm(f"Bill {len(late)} late day(s) of {who}, {' and '.join(sums)} in all?", yes=yes)
-    bills = [
-        bill for one in dict.fromkeys(row["customer_id"] for row in late) if (bill := overage.bill_late(one))
+    bills: list[Row] = []
+    for one in dict.fromkeys(row["customer_id"] for row in late):
+        try:
+            bills += filter(None, [overage.bill_late(one)])
+        except DomainError as error:
+            if customer_id:
+                raise
+            bills.append({"customer_id": one, "failed": error.message})
+    lines = [
+        f"❌ {bill['customer_id']}: {bill['failed']}"
+        if "failed" in bill
+        else f"✅ {bill['customer_id']}: {bill['device_days']} device-days billed."
+        for bill in bills
     ]
-    lines = [f"✅ {bill['customer_id']}: {bill['device_days']} device-days billed." for bill in bills]
-    return Answer(bills, lines or ["No day is late."])
+    failed = any("failed" in bill for bill in bills)
+    return Answer(bills, lines or ["No day is late."], exit_code=int(failed))
 
 
 def _chosen(customer_id: str | None) -> list[str]:

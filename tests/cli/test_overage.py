@@ -107,6 +107,22 @@ def test_late_days_are_asked_for_in_their_currency(
     )
 
 
+def test_late_days_of_all_name_whose_bill_failed(
+    shop: Shop, console: Console, subscriber: str, sql: Callable[..., Any]
+):
+    console("customer", "overage", subscriber, "--on")
+    sql("UPDATE overage_terms SET starts_at = starts_at - INTERVAL '20 days'")
+    report(sql, subscriber, 5, 13)
+    assert console("usage", "invoice-preview", subscriber).exit_code == 0
+    sql("UPDATE overage_days SET state = 'late'")
+    shop.sandbox.faults.down = True
+    failed = console("usage", "bill-late")
+    assert (failed.exit_code, f"❌ {subscriber}: Stripe did not answer" in failed.output) == (1, True)
+    shop.sandbox.faults.clear()
+    assert console("usage", "overage").exit_code == 0  # goes on with the bill
+    assert [bill["state"] for bill in sql("SELECT state FROM overage_days")] == ["billed"]
+
+
 def test_the_night_names_what_failed(shop: Shop, console: Console, subscriber: str):
     console("customer", "overage", subscriber, "--on")
     shop.sandbox.faults.down = True
